@@ -57,6 +57,7 @@ class Meter(BaseCallbackHandler):
         done: Answers that a try paid for before it failed; the next try uses them instead of calling again.
         images: One thing for each image that was made or that a server may have charged, in all tries.
         options: How the chat model of the node is called.
+        is_ahead: Whether calls are made before they are needed, by nodes that do not see each other's.
         is_optional: Whether the run can do without the call that is made.
         reserved: Chat calls that must be left for what comes after. No answer is asked for again in their place.
     """
@@ -78,7 +79,9 @@ class Meter(BaseCallbackHandler):
         self._is_abandoned = False
         self._team: dict[str, Meter] = {node: self}
         """The meters of the nodes that run at the same time, this one included."""
-        self.is_optional = False
+        self.is_ahead = self.is_optional = False
+        self._dearest: Usage | None = None
+        """What the answer with the most tokens took."""
         self._watch = Stopwatch()
 
     def play(self, role: str) -> None:
@@ -129,7 +132,23 @@ class Meter(BaseCallbackHandler):
 
     def room(self, most: int) -> int:
         """How many calls the run's budget has room for at the same time, of so many that are wanted."""
-        return next((count for count in range(most, 0, -1) if not self.exhausted(chat_calls=count)), 0)
+        counts = range(most, 0, -1)
+        return next((n for n in counts if not self.exhausted(chat_calls=n) and self._affords(n)), 0)
+
+    def _affords(self, count: int) -> bool:
+        """Whether limits of tokens and cost have room for so many calls beside those that are being made.
+
+        What a call takes is known only after it: each counts like the dearest so far, and the first is made alone.
+        """
+        if self._budget.tokens is None and self._budget.cost is None:
+            return True
+        with _LOCK:
+            team = list(self._team.values())
+            others = count - 1 + sum(sum(meter._in_flight.values()) for meter in team)
+            dearest = max((m._dearest for m in team if m._dearest), key=lambda usage: usage.tokens, default=None)
+            if others == 0 or dearest is None:
+                return others == 0
+            return self._budget.exhausted(sum([dearest] * others, self._total_of_team)) is None
 
     def must_stop(self) -> bool:
         """Whether another call for the same answer would exceed the budget, or take what is reserved."""
@@ -150,7 +169,8 @@ class Meter(BaseCallbackHandler):
         Raises:
             BackendError: The budget has no room for it.
         """
-        if (self.is_optional and self.must_stop()) or not self.may_send(0):
+        is_refused = (self.is_optional and self.must_stop()) or (self.is_ahead and not self._affords(1))
+        if is_refused or not self.may_send(0):
             raise BackendError("the budget leaves no further call for this", retryable=False)
 
     def may_send(self, sent_requests: int) -> bool:
@@ -193,7 +213,9 @@ class Meter(BaseCallbackHandler):
             for generation in generations:
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
                     cost = _cost(generation.message)
-                    self._count(cost + Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost)))
+                    cost += Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
+                    self._count(cost)
+                    self._dearest = max(cost, self._dearest or cost, key=lambda usage: usage.tokens)
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
         """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
@@ -295,6 +317,7 @@ def _counting(chats: Meter | None, requests: Meter) -> Iterator[None]:
 def chatting(meter: Meter, role: str) -> Iterator[None]:
     """Count the chat calls in the block as those of a role, in a node that makes none of its own."""
     meter.play(role)
+    meter.is_ahead = True
     with _counting(meter, meter):
         yield
 

@@ -36,13 +36,12 @@ def make_verifier(resources: Resources) -> Node:
             examiner = await in_thread(Examiner, resources, context, meter, [*requirements, *checks], list[str]())
             attempts = list(state["attempts"])
             waiting = [index for index, attempt in enumerate(attempts) if not attempt.verified]
-            for start in range(0, len(waiting), context.verify_concurrency):
-                wave = waiting[start : start + context.verify_concurrency]
-                if any(map(ends_round, attempts)):
-                    break
+            while waiting and not any(map(ends_round, attempts)):
+                wave = waiting[: context.verify_concurrency]
                 inspections = await examiner.inspections([attempts[index] for index in wave])
                 for index, inspection in zip(wave, inspections, strict=False):
                     attempts[index] = inspected(attempts[index], inspection, len(requirements), runtime)
+                waiting = waiting[len(inspections) :] if inspections else []  # none: the budget has no room for more
             best = best_attempt(attempts)
             outcome = outcome_of(attempts, meter.total, context)
         if examiner.errors and outcome != "solved":

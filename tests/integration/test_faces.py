@@ -328,6 +328,37 @@ def test_a_wave_is_no_larger_than_the_budget(images: ImageStore) -> None:
     assert (result["outcome"], result["usage"].chat_calls, len(model.calls)) == ("solved", 4, 4)
 
 
+class ManyAtOnce(PaintGenerator):
+    """A server, whose images arrive at different times."""
+
+    draws_for_many = True
+
+    def generate(self, requests: Sequence[ImageRequest], **kwargs: Any) -> Any:
+        time.sleep(0.01 * (requests[0].seed % 4))
+        return super().generate(requests, **kwargs)
+
+
+@pytest.mark.parametrize("face", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("generator", [PaintGenerator, ManyAtOnce])
+@pytest.mark.parametrize("limit", [{"tokens": 150}, {"cost": 150e-6, "prices": {"prompt": 1, "completion": 1}}])
+def test_calls_at_the_same_time_exceed_a_limit_on_tokens_no_more_than_one_after_the_other(
+    limit: dict[str, Any], generator: Any, face: str, images: ImageStore
+) -> None:
+    """Each answer takes 15 tokens, of which nothing is known before the first one."""
+
+    def never_passes(schema: str, messages: list[BaseMessage], index: int) -> dict[str, Any]:
+        time.sleep(0.02 if schema == "Verdicts" else 0)
+        return verdicts("no", "no") if schema == "Verdicts" else answer(schema, messages, index)
+
+    settings = {**SETTINGS, "candidates": 16, "proposals": 4, "verify_concurrency": 16, "budget": limit}
+    model = ScriptedChatModel(script=never_passes)
+    graph = gems.build_graph(mllm=model, generator=generator(), images=images, settings=settings)
+    result = graph.invoke(PROMPT) if face == "invoke" else asyncio.run(graph.ainvoke(PROMPT))
+    assert (result["outcome"], result["errors"]) == ("budget", [])
+    assert 150 <= result["usage"].tokens < 150 + 15
+    assert result["usage"].chat_calls == len(model.calls)
+
+
 def verdicts(*answers: str) -> dict[str, Any]:
     items = [{"id": f"r{n}", "answer": a, "confidence": 0.9, "reason": "seen"} for n, a in enumerate(answers, 1)]
     return {"verdicts": items}

@@ -187,6 +187,25 @@ def test_a_daily_limit_of_tokens_holds_when_runs_are_sent_at_once(tmp_path: Path
         running.submit(ann, EASY, settings())
 
 
+@pytest.mark.parametrize("limits", [{"tokens": 400}, {"cost": 0.004}])
+def test_budgets_smaller_than_a_call_do_not_multiply_what_a_day_allows(
+    tmp_path: Path, limits: dict[str, float]
+) -> None:
+    """A run may exceed a tiny budget by what its first calls take, but no run begins on a day that is over."""
+    ann, budget = client(**limits), Budget(prices=Prices(prompt=10, completion=10))
+    [(name, limit)] = limits.items()
+    with service(tmp_path, budget=budget, concurrency=2) as running:
+        tiny = {"tokens": 1, "cost": 1e-6}
+        runs = running.submit_all(ann, [Submission(HARD, settings(seed=n, budget=tiny)) for n in range(12)])
+        ends = [ended(running, run) for run in runs]
+        used = running.ledger.used_today("ann").settled
+        failures = [end.error for end in ends if end.status == "failed"]
+        costs = sorted(end.record.usage.tokens * (1 if name == "tokens" else 1e-5) for end in ends if end.record)
+    assert limit <= used[name] <= limit + sum(costs[-2:])  # two runs at a time
+    assert len(failures) == 12 - len(costs) >= 6
+    assert all(f"this key has used its {limit:,}" in str(failure) for failure in failures)
+
+
 def test_the_runs_of_one_request_share_the_last_images_of_the_day(tmp_path: Path) -> None:
     """The first of them may draw all that is left by itself."""
     ann = client(images=3)

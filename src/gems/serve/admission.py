@@ -158,7 +158,7 @@ class Admission:
             accepted = AcceptedSettings(requested=entry.settings)
             context = context_of(self.settings, client.name, accepted)
             budget, reserved = reserve(context, client, usage, share=len(submissions) - position, even=even)
-            accepted = accepted.model_copy(update={"budget": budget})
+            accepted = accepted.model_copy(update={"budget": budget, "day": client.daily})
             entries.append(NewRun(client.name, entry.prompt, accepted, reserved, entry.thread))
             sums = {name: usage.reserved[name] + reserved.get(name, 0) for name in usage.reserved}
             usage = DayUsage(usage.settled, sums, usage.unfinished)

@@ -22,6 +22,8 @@ from gems.runs.record import ModelRecord, run_record
 from gems.runs.threads import pending_review
 from gems.secrets import one_line
 from gems.serve.ledger import ErrorKind, Ledger, Run, Status
+from gems.serve.quotas import check_day
+from gems.serve.refusals import SpentError
 from gems.serve.settings import ServiceSettings, context_of
 from gems.serve.subscriptions import BeginEvent, EndEvent, PutOffEvent, ReviewEvent, Subscriptions
 from gems.serve.workers import STOPPING
@@ -67,13 +69,24 @@ class Executor:
             self.cancel(name)
             return
         try:
+            self._check_day(run)
             self._work(run, control, started)
-        except GemsError as error:
+        except (GemsError, SpentError) as error:
             self._fail(run, self.values(run), error, time.monotonic() - started)
         except Exception:
             with suppress(sqlite3.Error):  # maybe the ledger is what failed
                 self.ledger.park(name)
             raise
+
+    def _check_day(self, run: Run) -> None:
+        """Check that the user's day has room for a run that has spent nothing yet.
+
+        Raises:
+            SpentError: It has none any more.
+        """
+        day = run.settings.day
+        if (day.tokens is not None or day.cost is not None) and not self.values(run):
+            check_day(day, self.ledger.used_today(run.user))
 
     def _work(self, run: Run, control: RunControl, started: float) -> None:
         self.subscriptions.publish(run.id, BeginEvent(event="begin"))

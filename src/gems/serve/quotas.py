@@ -7,11 +7,11 @@ from typing import Final
 
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget
-from gems.serve.keys import Client
+from gems.serve.keys import Client, DayLimits
 from gems.serve.ledger import DayUsage
 from gems.serve.refusals import SpentError
 
-__all__ = ["max_usage", "reserve"]
+__all__ = ["check_day", "max_usage", "reserve"]
 
 _MIN_CHAT_CALLS: Final = 4
 """A run needs about this many to achieve anything."""
@@ -57,10 +57,26 @@ def reserve(
     return budget, reserved
 
 
+def check_day(limits: DayLimits, usage: DayUsage) -> None:
+    """Check that a day's tokens and money are not used up, before a run begins that was accepted earlier.
+
+    What calls in flight take is known only after them: other runs may have used more than was reserved for them, and
+    a request may give its runs budgets that are smaller than one call.
+
+    Raises:
+        SpentError: They are used up.
+    """
+    for name in ("tokens", "cost"):
+        limit = getattr(limits, name)
+        if limit is not None and usage.settled[name] >= limit:
+            raise _spent(name, limit, usage, 1)
+
+
 def max_usage(context: GemsContext) -> dict[str, float | None]:
     """What a run may use at most; None where nothing bounds it.
 
-    A call's tokens are known only after it, so a run may exceed its tokens and its cost by one chat call.
+    A call's tokens are known only after it, so a run may exceed its tokens and its cost by one or two chat calls: the
+    planner and the decomposer begin at the same time.
     """
     budget = context.budget
     images = min(budget.images or 10**9, context.max_rounds * context.images_per_round)

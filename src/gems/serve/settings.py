@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, field_validator
 from gems.errors import InputError
 from gems.graph.context import GemsContext, open_settings
 from gems.graph.state import Budget, Prices
+from gems.serve.keys import DayLimits
 from gems.wording import MAX_PROMPT_LENGTH
 
 __all__ = [
@@ -142,6 +143,8 @@ class AcceptedSettings(BaseModel):
     """The settings in the request."""
     budget: Budget | None = None
     """The run's budget, within the operator's and what the user's day leaves."""
+    day: DayLimits = DayLimits()
+    """The limits of the user's day."""
 
 
 def context_of(settings: ServiceSettings, user: str, accepted: AcceptedSettings) -> GemsContext:
