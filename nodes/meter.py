@@ -144,11 +144,11 @@ class Meter(BaseCallbackHandler):
             return True
         with _LOCK:
             team = list(self._team.values())
-            others = count - 1 + sum(sum(meter._in_flight.values()) for meter in team)
+            other_calls = count - 1 + sum(sum(meter._in_flight.values()) for meter in team)
             dearest = max((m._dearest for m in team if m._dearest), key=lambda usage: usage.tokens, default=None)
-            if others == 0 or dearest is None:
-                return others == 0
-            return self._budget.exhausted(sum([dearest] * others, self._total_of_team)) is None
+            if other_calls == 0 or dearest is None:
+                return other_calls == 0
+            return self._budget.exhausted(sum([dearest] * other_calls, self._total_of_team)) is None
 
     def must_stop(self) -> bool:
         """Whether another call for the same answer would exceed the budget, or take what is reserved."""
