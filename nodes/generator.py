@@ -31,6 +31,7 @@ from gems.models.generators import (
     draws_for_many,
     images_at_once,
     is_reproducible,
+    opaque,
     takes_negative_prompts,
     unless_stopped,
 )
@@ -235,7 +236,8 @@ class _Easel:
             await in_thread(file_all, await until_cancelled(images))
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
-            outcomes = dict(zip(candidates, _checked(results, len(candidates), self.backend.name), strict=True))
+            checked = map(opaque, _checked(results, len(candidates), self.backend.name))
+            outcomes = dict(zip(candidates, checked, strict=True))
             new_images = {c: result for c, result in outcomes.items() if isinstance(result, GeneratedImage)}
             errors.update({c: error for c, error in outcomes.items() if isinstance(error, BackendError)})
             charge.settle(len(new_images))

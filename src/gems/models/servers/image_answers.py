@@ -17,12 +17,13 @@ from PIL import Image
 from pydantic_core import from_json
 
 from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid, may_cost
+from gems.models.grounds import shows_nothing
 from gems.models.lenient import field_name, is_broken_json, json_values
 from gems.models.servers.addresses import own_address
 from gems.models.servers.base import RemoteGenerator
 from gems.models.servers.bodies import is_image_file, is_packed
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
-from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
+from gems.models.servers.image_flags import filter_reason, is_flagged
 from gems.models.servers.retries import PassingError, charged
 from gems.secrets import one_line
 
