@@ -18,6 +18,7 @@ __all__ = [
     "is_refusal",
     "json_body",
     "json_of_error",
+    "refused_fields",
     "retry_after",
     "says_refusal",
     "text_of",
@@ -106,6 +107,35 @@ def _shown(text: str) -> str:
     text = text[:_MOST_READ]
     is_file = "\0" in text or text.count("\ufffd") > max(2, len(text) // 20)
     return "" if is_file or "<html" in text.lower() or "<!doctype" in text.lower() else text.strip()
+
+
+_NOT_TAKEN: Final = (
+    r"(?:\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|extra|additional|disallowed|forbidden|no such)\b"
+    r"|\binvalid (?=\W*(?:request )?(?:param|field|arg|propert|key|option|input|value)|['\"`])"
+    r"|\bnot (?:\w+ )?(?:support(?:ed)?|permitted|allowed|accept(?:ed)?|recogni[sz]ed|expected|known|available|valid)\b"
+    r"|\b(?:does not|doesn't|cannot|can't) (?:have|take|use|handle)\b|不支持|未知|无效)"
+)
+"""How servers say that they do not know a field of a request, or do not take it."""
+_NOT_SO: Final = r"(?:\b(?:must|should|has to) (?:not )?be\b|\bout of range\b)"
+"""How they say it of the value of the field before that."""
+_BETWEEN: Final = r"(?:[^.;!?]|\.(?=\w)){0,80}?"
+_CHOICES: Final = re.compile(
+    r"(?<!not )(?<!yet )(?<!currently )\b(?:expected|allowed|permitted|valid|supported|known|available)"
+    r"(?:(?: \w+){0,3}? (?:one of|are)\b|(?: \w+s)?:).*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Matches what a server lists in place of what it refuses."""
+
+
+def refused_fields(reason: str, fields: Iterable[str]) -> set[str]:
+    """Those of a request's fields that a server does not take, in its own words; not those that it only mentions."""
+    words = _CHOICES.sub("", reason)
+    return {field for field in fields if _refuses(words, rf"(?<![\w-]){re.escape(field)}(?![\w-])(?![\s=:]*\d)")}
+
+
+def _refuses(words: str, name: str) -> bool:
+    said = rf"{_NOT_TAKEN}{_BETWEEN}{name}|{name}{_BETWEEN}(?:{_NOT_TAKEN}|{_NOT_SO})"
+    return bool(re.search(said, words, re.IGNORECASE))
 
 
 def is_refusal(body: bytes) -> bool:

@@ -51,7 +51,7 @@ from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
-__all__ = ["NotThereYetError", "ServerClient"]
+__all__ = ["NotThereYetError", "RejectedError", "ServerClient"]
 
 _CONNECT_TIMEOUT: Final = 15.0
 """Seconds to wait for a connection."""
@@ -77,6 +77,8 @@ _OF_KEYS: Final = re.compile(r"key|token|credential|auth|forbidden|denied|permi|
 _OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
 _NOT_THERE_YET: Final = (202, 204, 404, 423)
 """What storage answers about an image that was drawn a moment ago, and gateways about one that is being drawn."""
+_REJECTIONS: Final = (400, 404, 405, 415, 422, 501)
+"""Statuses of a server that does not take a request as it is."""
 _UNDER_WAY: Final = (202, 423)
 """Those that say that it will be there."""
 
@@ -93,6 +95,10 @@ class NotThereYetError(PassingError):
     def __init__(self, message: str, *, after: float, is_under_way: bool) -> None:
         super().__init__(message, after=after, may_cost=not is_under_way)
         self.is_under_way = is_under_way
+
+
+class RejectedError(BackendError):
+    """A server takes no such request, and says so with a status: nothing was drawn. ``reason`` has its own words."""
 
 
 class _Session:
@@ -283,7 +289,9 @@ class ServerClient:
         hint = _hint(true_status, reason)
         if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
-        raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
+        kind = RejectedError if status in _REJECTIONS else BackendError
+        fault = f"{self.name}: {self._host} answers {status}{reason}{hint}"
+        raise kind(fault, retryable=False, reason=reason.removeprefix(": "))
 
     def reason(self, body: bytes) -> str:
         """The server's reason for an error, after a colon; empty if it gives none."""

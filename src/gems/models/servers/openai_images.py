@@ -20,11 +20,12 @@ from httpx_sse import EventSource, ServerSentEvent
 from PIL import Image
 from pydantic import SecretStr
 
-from gems.errors import BackendError, ContentRefusedError
-from gems.models.generators import ImageRequest, Step, edit_instruction, joint_negative_prompt
+from gems.errors import BackendError
+from gems.models.generators import ASKS, ImageRequest, Step, edit_instruction, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
 from gems.models.servers.bodies import is_image_file, is_packed, read_body
-from gems.models.servers.error_texts import error_message, json_body
+from gems.models.servers.error_texts import error_message, json_body, refused_fields
+from gems.models.servers.http_client import RejectedError
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError
@@ -304,9 +305,10 @@ class _RefusedFields:
         while True:
             try:
                 result = await draw(without)
-            except BackendError as error:
-                refused = {field for field in self._optional if field in str(error)} - without
-                if error.retryable or isinstance(error, ContentRefusedError) or not refused:
+            except RejectedError as error:
+                refused = refused_fields(error.reason, self._optional - without)
+                # Nothing was drawn for that request; the next one is another that the budget must have room for.
+                if not refused or not (ASKS.get()(False) and ASKS.get()(True)):
                     raise
                 without |= refused
             else:
