@@ -358,7 +358,7 @@ def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], assignment: As
     """What the user should know about how the images were drawn; each note once in a run."""
     notes = [drawing.note for drawing in drawings if drawing.note]
     if not is_reproducible(backend) and not assignment["place"]:
-        notes.append(f"{backend.name} takes no seed: this run cannot be replayed")
+        notes.append(f"{public_name(backend.name)} takes no seed: this run cannot be replayed")
     lines = dict.fromkeys(f"generator: {note}" for note in notes)
     return [line for line in lines if line not in assignment["errors"]]
 

@@ -159,9 +159,9 @@ class RemoteGenerator(ServerClient, ABC):
 
     def _note(self, image: Image.Image) -> str | None:
         """What the user should know about an image."""
-        of_size = size_note(self.name, self.requested_size, image)
+        of_size = size_note(self.title, self.requested_size, image)
         if not of_size and max(image.size) <= _TINY:  # such as what stands for an image that is not there
-            of_size = f"{self.name} drew only {image.width}x{image.height} pixels"
+            of_size = f"{self.title} drew only {image.width}x{image.height} pixels"
         return join_notes(of_size, image.info.pop(NOTE, None))
 
     def as_drawn(self, request: ImageRequest) -> ImageRequest:
@@ -177,7 +177,7 @@ class RemoteGenerator(ServerClient, ABC):
             async with acquire(self.slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 if not ASKS.get()(True):
-                    raise BackendError(f"{self.name}: the budget leaves no further image", retryable=False)
+                    raise BackendError(f"{self.title}: the budget leaves no further image", retryable=False)
                 image = await self.make(request, deadline, on_preview)
             with charged():
                 return await self.decode(image) if isinstance(image, bytes) else image

@@ -126,7 +126,7 @@ class JsonImages(RemoteGenerator):
         if answer.is_suspect:
             image = await self.decode(image) if isinstance(image, bytes) else image
             if shows_nothing(image):
-                raise ContentRefusedError(f"{self.name}: the server's filter has blacked out the image")
+                raise ContentRefusedError(f"{self.title}: the server's filter has blacked out the image")
         return image
 
     def file_in(self, body: bytes) -> bytes:
@@ -135,7 +135,7 @@ class JsonImages(RemoteGenerator):
         if not is_image_file(file) and isinstance(answer := json_body(file), (Mapping, list)):
             for source in (*_sources_of(answer), *_sources_elsewhere(answer)):
                 with contextlib.suppress(BackendError):
-                    if not source.is_address and is_image_file(data := decode_base64(source.text, self.name)):
+                    if not source.is_address and is_image_file(data := decode_base64(source.text, self.title)):
                         return data
         return file
 
@@ -145,21 +145,21 @@ class JsonImages(RemoteGenerator):
         if is_packed(body):
             fault = "a damaged file (gzip), which may be charged; let it send plain answers"
             with charged():
-                raise BackendError(f"{self.name}: the server answers with {fault}", retryable=False)
+                raise BackendError(f"{self.title}: the server answers with {fault}", retryable=False)
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
             words = one_line(error_message(body))
             if is_busy(words):
-                raise PassingError(f"{self.name}: the server answers without an image: {words}")
+                raise PassingError(f"{self.title}: the server answers without an image: {words}")
             fault = f"is not JSON{words and f': {words}'}" if body.strip() else "is empty"
-            raise PassingError(f"{self.name}: the server's answer {fault}", may_cost=True)
+            raise PassingError(f"{self.title}: the server's answer {fault}", may_cost=True)
         if reason := filter_reason(answer):
-            raise ContentRefusedError(f"{self.name}: the server's filter stopped the image: {one_line(reason, 60)}")
+            raise ContentRefusedError(f"{self.title}: the server's filter stopped the image: {one_line(reason, 60)}")
         sources = list(_sources_of(answer)) or list(_sources_elsewhere(answer))
         if not sources:
             raise self._failure(answer, body)
         is_only = len(sources) == 1 and not sources[0].is_address
-        return _Answer(decode_base64(sources[0].text, self.name) if is_only else b"", sources, is_flagged(answer))
+        return _Answer(decode_base64(sources[0].text, self.title) if is_only else b"", sources, is_flagged(answer))
 
     async def _first_image(self, sources: Sequence[_Source], deadline: float) -> bytes | Image.Image:
         errors: list[BackendError] = []
@@ -167,7 +167,7 @@ class JsonImages(RemoteGenerator):
             try:
                 if is_address:
                     return await self._download(text, deadline)
-                return await self.decode(await asyncio.to_thread(decode_base64, text, self.name))
+                return await self.decode(await asyncio.to_thread(decode_base64, text, self.title))
             except BackendError as failure:
                 errors.append(failure)
                 if time.monotonic() > deadline:
@@ -180,7 +180,7 @@ class JsonImages(RemoteGenerator):
         reason = one_line(fault if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
             _faults_of_items(answer)
         )
-        message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
+        message = f"{self.title}: the server answers without an image: {reason or 'no image'}"
         if reason and (is_refusal(body) or is_refusal(reason.encode())):
             return ContentRefusedError(message)
         names = {field_name(name) for name, value in mapping_in(answer).items() if value is not None}
@@ -203,11 +203,13 @@ class JsonImages(RemoteGenerator):
         try:
             url = self._full(self.answers_at).join(address)
         except (httpx.InvalidURL, ValueError):
-            raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
+            raise BackendError(
+                f"{self.title}: the server sends an image at no valid address", retryable=False
+            ) from None
         own = own_address(self.url, url)
         if own is None:
             fault = f"the server sends an image from another host ({url.host or url.scheme}), which is not fetched"
-            raise BackendError(f"{self.name}: {fault}; let it answer in base64", retryable=False)
+            raise BackendError(f"{self.title}: {fault}; let it answer in base64", retryable=False)
         return await self.fetch_image(str(own), deadline)
 
 

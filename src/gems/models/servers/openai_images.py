@@ -85,7 +85,7 @@ class OpenAIImages(JsonImages):
         self.model = model
         self.is_openai = self.url.host == httpx.URL(_OPENAI).host
         extensions = frozenset() if self.is_openai else frozenset(_EXTENSIONS)
-        explain_options(name, options, _COMMON_OPTIONS | extensions | {"previews", "edits"}, self._refusals())
+        explain_options(self.title, options, _COMMON_OPTIONS | extensions | {"previews", "edits"}, self._refusals())
         self._refused = _RefusedFields(_OPTIONAL_FIELDS, options)
 
     @property
@@ -145,19 +145,19 @@ class OpenAIImages(JsonImages):
         answer = await asyncio.to_thread(json_body, body)
         if not isinstance(answer, (Mapping, list)):
             raise BackendError(
-                f"{self.name}: {self._host} answers with {kind or 'nothing'} where a list of models should be: "
+                f"{self.title}: {self._host} answers with {kind or 'nothing'} where a list of models should be: "
                 "it has no API with OpenAI's protocol at this base_url, which often ends in /v1",
                 retryable=False,
             )
         if mapping_in(answer).get("error"):
-            raise BackendError(f"{self.name}: the server answers with an error{self.reason(body)}", retryable=False)
+            raise BackendError(f"{self.title}: the server answers with an error{self.reason(body)}", retryable=False)
         listed = _list_of(answer, "data")
         models = [str(entry["id"]) for entry in listed if isinstance(entry, Mapping) and entry.get("id")]
         if models and self.model not in models:
             raise BackendError(
-                f"{self.name}: the server has no model {self.model!r}, only {', '.join(models[:8])}", retryable=False
+                f"{self.title}: the server has no model {self.model!r}, only {', '.join(models[:8])}", retryable=False
             )
-        return f"{self.name}, {self.url} answers" + ("" if models else ", but does not list its models")
+        return f"{self.title}, {self._host} answers" + ("" if models else ", but does not list its models")
 
     async def make(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
@@ -211,7 +211,7 @@ class OpenAIImages(JsonImages):
             async for event in EventSource(response).aiter_sse():
                 if image := await asyncio.to_thread(self._image_of, event, steps, on_preview):
                     return image
-        raise PassingError(f"{self.name}: the stream ended before the image arrived", may_cost=True)
+        raise PassingError(f"{self.title}: the stream ended before the image arrived", may_cost=True)
 
     def _image_of(self, event: ServerSentEvent, steps: int, on_preview: Callable[[Step], None]) -> bytes | None:
         """The image in an event. A partial one is reported; one that cannot be read is left out."""
@@ -220,15 +220,15 @@ class OpenAIImages(JsonImages):
             return None
         kind = str(content.get("type") or event.event)
         if kind.endswith("error"):
-            raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}", may_cost=True)
+            raise PassingError(f"{self.title}: {one_line(error_message(event.data.encode()))}", may_cost=True)
         encoded = content.get("b64_json")
         if not isinstance(encoded, str) or not encoded:
             return None
         if kind.endswith("completed"):
-            return decode_base64(encoded, self.name)
+            return decode_base64(encoded, self.title)
         with contextlib.suppress(BackendError):
             preview, index = (
-                decode_image(decode_base64(encoded, self.name), self.name),
+                decode_image(decode_base64(encoded, self.title), self.title),
                 content.get("partial_image_index"),
             )
             on_preview(Step(0, index + 1 if isinstance(index, int) else 1, steps, preview))
@@ -243,7 +243,7 @@ class PlainImages(JsonImages):
         key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
         supported = (_COMMON_OPTIONS | {"steps", "guidance_scale", "negative_prompt"}) - {"base_url"}
-        explain_options(name, options, supported, _guidance_refusals(options))
+        explain_options(self.title, options, supported, _guidance_refusals(options))
         self._refused = _RefusedFields((), options)
 
     @property
@@ -258,7 +258,7 @@ class PlainImages(JsonImages):
     async def acheck(self) -> str:
         """Check that a server answers at the address, with whatever status."""
         async with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)) as response:
-            return f"{self.name} answers ({response.status_code} to HEAD)"
+            return f"{self.title} answers ({response.status_code} to HEAD)"
 
     async def make(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
@@ -283,7 +283,7 @@ class PlainImages(JsonImages):
         if not kind or kind.startswith("image/") or kind == "application/octet-stream":
             return body
         reason = one_line(error_message(body)) or kind
-        raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
+        raise BackendError(f"{self.title}: the server answers without an image: {reason}", retryable=False)
 
 
 class _RefusedFields:
