@@ -15,12 +15,16 @@ from gems.models.lenient import whole_number
 
 __all__ = [
     "error_message",
+    "is_busy_kind",
     "is_refusal",
     "json_body",
     "json_of_error",
+    "kind_of_error",
+    "minimax_status",
     "refused_fields",
     "retry_after",
     "says_refusal",
+    "status_of_error",
     "text_of",
     "words_of",
 ]
@@ -134,8 +138,55 @@ def refused_fields(reason: str, fields: Iterable[str]) -> set[str]:
 
 
 def _refuses(words: str, name: str) -> bool:
-    said = rf"{_NOT_TAKEN}{_BETWEEN}{name}|{name}{_BETWEEN}(?:{_NOT_TAKEN}|{_NOT_SO})"
-    return bool(re.search(said, words, re.IGNORECASE))
+    wording = rf"{_NOT_TAKEN}{_BETWEEN}{name}|{name}{_BETWEEN}(?:{_NOT_TAKEN}|{_NOT_SO})"
+    return bool(re.search(wording, words, re.IGNORECASE))
+
+
+_STATUS_NAMES: Final = ("code", "status", "status_code", "error_code", "errcode", "http_status")
+_KIND_NAMES: Final = ("type", "code", "status", "error_type", "error_code", "errcode", "name")
+
+
+def status_of_error(error: Mapping[str, object]) -> int | None:
+    """The HTTP status in an error, under whatever name; None if there is none."""
+    texts = (str(error.get(name)) for name in _STATUS_NAMES)
+    return next((int(text) for text in texts if re.fullmatch("[45][0-9][0-9]", text)), None)
+
+
+_MINIMAX_STATUSES: Final = {
+    1000: 500,
+    1001: 504,
+    1002: 429,
+    1004: 401,
+    1008: 402,
+    1013: 500,
+    1024: 500,
+    1033: 500,
+    1039: 429,
+}
+"""What the codes in MiniMax's ``base_resp`` mean as a status of HTTP, as far as that is known."""
+
+
+def minimax_status(report: Mapping[str, object]) -> int | None:
+    """The HTTP status that MiniMax's ``base_resp`` stands for; None if that is not known."""
+    code = report.get("status_code")
+    return _MINIMAX_STATUSES.get(code) if isinstance(code, int) else None
+
+
+def kind_of_error(error: Mapping[str, object]) -> str:
+    """How an error is classed, in the server's words; empty if it is not."""
+    return " ".join(kind for name in _KIND_NAMES if isinstance(kind := error.get(name), str))
+
+
+_BUSY_KIND: Final = re.compile(
+    r"overload|rate.?limit|too.?many.?request|throttl|busy|\b(?:no|out.?of|at|over|insufficient).?capacity|unavailable"
+    r"|slow.?down|resource.?exhausted|model.?loading",
+    re.IGNORECASE,
+)
+
+
+def is_busy_kind(kind: str) -> bool:
+    """Whether a server classes an error as one of a time when it takes no requests, and does nothing for them."""
+    return bool(_BUSY_KIND.search(kind.replace("_", " ")))
 
 
 def is_refusal(body: bytes) -> bool:

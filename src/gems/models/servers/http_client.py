@@ -45,14 +45,14 @@ from gems.models.servers.addresses import (
     checked_url,
     own_address,
 )
-from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
+from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_text, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
-__all__ = ["NotThereYetError", "RejectedError", "ServerClient"]
+__all__ = ["NotThereYetError", "RejectedError", "ServerClient", "advice_on"]
 
 _CONNECT_TIMEOUT: Final = 15.0
 """Seconds to wait for a connection."""
@@ -288,7 +288,7 @@ class ServerClient:
             )
         if is_refusal(body):
             raise ContentRefusedError(f"{self.title}: {self._host} refuses to draw this{reason}")
-        hint = _hint(true_status, reason)
+        hint = advice_on(true_status, reason)
         if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
         kind = RejectedError if status in _REJECTIONS else BackendError
@@ -324,7 +324,9 @@ class ServerClient:
             data, kind = await self._fetch_file(path, deadline, **arguments)
             data = await asyncio.to_thread(self.file_in, data)
             if not is_image_file(data):
-                raise PassingError(f"{self.title}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
+                words = self.reason(data) if is_text(data) else ""
+                fault = f"{self._host} sends no image, but {kind or 'nothing'}{words}"
+                raise PassingError(f"{self.title}: {fault}", may_cost=True)
             return await self.decode(data)
 
         with _told_as_drawn(self.title):
@@ -378,7 +380,7 @@ def _told_as_drawn(name: str, what: str = "an image was drawn") -> Iterator[None
         raise BackendError(f"{name}: {fault}", retryable=False) from None
 
 
-def _hint(status: int, reason: str) -> str:
+def advice_on(status: int, reason: str) -> str:
     """What to do about an error, to be put after its message; empty if nothing is known."""
     if status == 402 or (status in (400, 403, 429) and is_unpaid(reason)):
         return PAY_HINT

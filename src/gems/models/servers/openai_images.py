@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from gems.errors import BackendError
 from gems.models.generators import ASKS, ImageRequest, Step, edit_instruction, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
-from gems.models.servers.bodies import is_image_file, is_packed, read_body
+from gems.models.servers.bodies import is_image_file, is_packed, is_text, read_body
 from gems.models.servers.error_texts import error_message, json_body, refused_fields
 from gems.models.servers.http_client import RejectedError
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
@@ -280,10 +280,12 @@ class PlainImages(JsonImages):
         answer = await asyncio.to_thread(read_answer, body)
         if answer is not None or body.strip() in (b"", b"null") or is_packed(body) or is_busy(error_message(body)):
             return await self.image_in(body, deadline)
-        if not kind or kind.startswith("image/") or kind == "application/octet-stream":
-            return body
-        reason = one_line(error_message(body)) or kind
-        raise BackendError(f"{self.title}: the server answers without an image: {reason}", retryable=False)
+        words = error_message(body)
+        if not is_text(body) and (not kind or kind.startswith("image/") or kind == "application/octet-stream"):
+            return body  # whatever it is, the decoder tells
+        if not words:
+            raise BackendError(f"{self.title}: the server answers without an image: {kind}", retryable=False)
+        raise self.failure(words, body)
 
 
 class _RefusedFields:
