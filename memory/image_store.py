@@ -36,6 +36,7 @@ __all__ = [
     "ImageStore",
     "decode_png",
     "encode_png",
+    "is_opaque",
     "open_images",
     "read_from",
     "read_metadata",
@@ -395,6 +396,12 @@ def size_of_sound_png(png: bytes) -> tuple[int, int]:
 
 _DAMAGE: Final = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises of a damaged file."""
+
+
+def is_opaque(png: bytes) -> bool:
+    """Whether a PNG file has no transparent parts, by its beginning."""
+    has_alpha = png[25:26] in (b"\x04", b"\x06")
+    return not has_alpha and b"tRNS" not in png[: max(0, png.find(b"IDAT"))]
 
 
 def decode_png(png: bytes) -> Image.Image:

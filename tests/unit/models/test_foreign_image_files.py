@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import time
@@ -126,6 +127,15 @@ def test_images_of_generators_of_ones_own_are_stored_without_transparency(tmp_pa
 def test_a_strangers_png_is_read_without_transparency(kind: str) -> None:
     image = decode_png(STICKERS[kind])
     assert (image.mode, image.getpixel(CORNER), image.getpixel(CENTRE)) == ("RGB", WHITE, BLACK)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette with alpha", "palette with one colour"])
+def test_a_chat_model_gets_a_strangers_png_without_transparency(kind: str) -> None:
+    block = image_block(STICKERS[kind], longest=64)
+    with Image.open(io.BytesIO(base64.b64decode(block["base64"]))) as image:
+        assert (image.mode, image.getpixel(CORNER)) == ("RGB", WHITE)
+    plain = file_of(sticker().convert("RGB"))
+    assert base64.b64decode(image_block(plain, longest=64)["base64"]) == plain
 
 
 # --- work -----------------------------------------------------------------------------------------------------------
