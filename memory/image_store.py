@@ -27,6 +27,8 @@ from gems.errors import BackendError, InputError
 from gems.files import read_regular, write_atomically
 from gems.graph.state import ImageRef
 from gems.memory.image_cache import ImageCache
+from gems.models.grounds import NothingToSeeError, on_ground
+from gems.models.image_work import excess_work
 from gems.paths import home, home_folder, make_folder
 from gems.secrets import one_line
 
@@ -34,6 +36,7 @@ __all__ = [
     "ImageStore",
     "decode_png",
     "encode_png",
+    "is_opaque",
     "open_images",
     "read_from",
     "read_metadata",
@@ -380,31 +383,59 @@ def size_of_sound_png(png: bytes) -> tuple[int, int]:
     """Width and height in pixels of a PNG file whose chunks are all there as they were written; cheaper than decoding.
 
     Raises:
-        BackendError: The file is damaged.
+        BackendError: The file is damaged, or takes too much work.
     """
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            if (size := image.size) != _png_size(png):  # Pillow believes the last header, and ours was checked
-                raise BackendError("the image is damaged (it has two headers)", retryable=False)
+        with _opened(png) as image:
+            size = image.size
             image.verify()
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise BackendError(f"the image is damaged ({one_line(error)})", retryable=False) from error
     return size
 
 
+_DAMAGE: Final = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises of a damaged file."""
+
+
+def is_opaque(png: bytes) -> bool:
+    """Whether a PNG file has no transparent parts, by its beginning."""
+    has_alpha = png[25:26] in (b"\x04", b"\x06")
+    return not has_alpha and b"tRNS" not in png[: max(0, png.find(b"IDAT"))]
+
+
 def decode_png(png: bytes) -> Image.Image:
-    """The image in a PNG file, which may be somebody else's.
+    """The image in a PNG file, which may be somebody else's, without transparency.
 
     Raises:
-        BackendError: The file is damaged.
+        BackendError: The file is damaged, takes too much work, or shows nothing.
     """
     try:
-        image = Image.open(io.BytesIO(png), formats=("PNG",))
-        if image.size != _png_size(png):  # Pillow believes the last header, and ours was checked
-            raise BackendError("the image is damaged (it has two headers)", retryable=False)
+        return on_ground(_loaded(png))[0]
+    except NothingToSeeError as error:
+        raise BackendError(f"the image is {error}", retryable=False) from None
+
+
+def _loaded(png: bytes) -> Image.Image:
+    try:
+        image = _opened(png)
         image.load()
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except _DAMAGE as error:
         raise BackendError(f"the image is damaged ({one_line(error)})", retryable=False) from error
+    return image
+
+
+def _opened(png: bytes) -> Image.Image:
+    """A PNG whose pixels have not been read.
+
+    Raises:
+        BackendError: It takes too much work, or has two headers.
+    """
+    if excess := excess_work(png):
+        raise BackendError(f"the image has {excess}", retryable=False)
+    image = Image.open(io.BytesIO(png), formats=("PNG",))
+    if image.size != _png_size(png):  # Pillow believes the last header, and ours was checked
+        raise BackendError("the image is damaged (it has two headers)", retryable=False)
     return image
 
 
@@ -435,4 +466,4 @@ def read_metadata(png: bytes) -> dict[str, str]:
     Raises:
         BackendError: The file is damaged.
     """
-    return {str(key): text for key, text in decode_png(png).info.items() if isinstance(text, str)}
+    return {str(key): text for key, text in _loaded(png).info.items() if isinstance(text, str)}

@@ -17,7 +17,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from gems.errors import BackendError, MalformedAnswerError
-from gems.memory.image_store import decode_png, size_of_sound_png
+from gems.memory.image_store import decode_png, is_opaque, size_of_sound_png
 from gems.models.capabilities import capabilities_of, content_key
 from gems.models.endings import is_cut_off, is_refused
 from gems.models.failures import as_backend_error
@@ -158,8 +158,8 @@ def _is_of_a_package(model: BaseChatModel) -> bool:
 
 
 def image_block(png: bytes, longest: int, form: Literal["png", "webp"] = "png") -> dict[str, Any]:
-    """A PNG as LangChain's provider-neutral content block, its longer side at most ``longest`` pixels."""
-    if max(size_of_sound_png(png)) > longest or form != "png":
+    """A PNG as LangChain's provider-neutral content block, its longer side at most ``longest`` pixels, and opaque."""
+    if max(size_of_sound_png(png)) > longest or form != "png" or not is_opaque(png):
         image = decode_png(png)
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
         smaller = io.BytesIO()

@@ -31,6 +31,7 @@ from gems.models.generators import (
     draws_for_many,
     images_at_once,
     is_reproducible,
+    opaque,
     takes_negative_prompts,
     unless_stopped,
 )
@@ -235,7 +236,8 @@ class _Easel:
             await in_thread(file_all, await until_cancelled(images))
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
-            outcomes = dict(zip(candidates, _checked(results, len(candidates), self.backend.name), strict=True))
+            checked = map(opaque, _checked(results, len(candidates), self.backend.name))
+            outcomes = dict(zip(candidates, checked, strict=True))
             new_images = {c: result for c, result in outcomes.items() if isinstance(result, GeneratedImage)}
             errors.update({c: error for c, error in outcomes.items() if isinstance(error, BackendError)})
             charge.settle(len(new_images))
@@ -356,7 +358,7 @@ def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], assignment: As
     """What the user should know about how the images were drawn; each note once in a run."""
     notes = [drawing.note for drawing in drawings if drawing.note]
     if not is_reproducible(backend) and not assignment["place"]:
-        notes.append(f"{backend.name} takes no seed: this run cannot be replayed")
+        notes.append(f"{public_name(backend.name)} takes no seed: this run cannot be replayed")
     lines = dict.fromkeys(f"generator: {note}" for note in notes)
     return [line for line in lines if line not in assignment["errors"]]
 

@@ -13,6 +13,7 @@ __all__ = [
     "InputError",
     "MalformedAnswerError",
     "is_passing_status",
+    "is_rate_limited",
     "is_unpaid",
     "may_cost",
     "meant_status",
@@ -90,6 +91,11 @@ _RATE_LIMITED: Final = re.compile(
 )
 
 
+def is_rate_limited(words: str) -> bool:
+    """Whether a server says that it got too many requests, and has not taken this one."""
+    return bool(_RATE_LIMITED.search(words)) and not is_unpaid(words)
+
+
 def meant_status(status: int, words: str) -> int:
     """The HTTP status that an error stands for: some servers tell of a rate limit, or of a wrong key, with another one.
 
@@ -99,7 +105,7 @@ def meant_status(status: int, words: str) -> int:
         status: The status of the answer.
         words: What the server says.
     """
-    if status in (400, 403) and _RATE_LIMITED.search(words) and not is_unpaid(words):
+    if status in (400, 403) and is_rate_limited(words):
         return 429
     return 401 if status == 400 and _WRONG_KEY.search(words) else status
 

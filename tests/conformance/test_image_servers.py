@@ -411,7 +411,10 @@ def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_serve
         ("item-error", "without an image: the engine died$"),
         ("error-list", "without an image: the engine died; twice$"),
         ("error-json", "without an image: the engine died$"),
-        ("error-spent", "without an image: insufficient credits$"),
+        (
+            "error-spent",
+            "without an image: insufficient credits; waiting does not help: pay for more, or give another key$",
+        ),
         ("only-status", "without an image: FAILED$"),
         (
             "spent",

@@ -34,7 +34,7 @@ from gems.graph.state import Attempt, Usage
 from gems.memory.embedder import init_embedder
 from gems.memory.image_store import ImageStore
 from gems.memory.store import FaissStore
-from gems.models.generators import ASKS, ImageGenerator, ImageRequest
+from gems.models.generators import ASKS, ImageGenerator, ImageRequest, opaque
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import image_metadata
 from gems.nodes.retry import is_backend_failure
@@ -251,7 +251,7 @@ def _generate(generator: ImageGenerator, job: Job, images: ImageStore) -> BatchR
     start = time.perf_counter()
     try:
         with _counting_images() as counter:
-            [result] = generator.generate([ImageRequest(job.prompt, job.seed)])
+            [result] = map(opaque, generator.generate([ImageRequest(job.prompt, job.seed)]))
         if isinstance(result, BackendError):
             raise result
         ref = images.put(result.image, image_metadata(result.request, generator))

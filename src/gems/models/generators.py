@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from langgraph.errors import GraphDrained
 from PIL import Image
 
 from gems.errors import BackendError
+from gems.models.grounds import NothingToSeeError, on_ground
 from gems.models.option_effects import ExplainsOptions, require_honoured
 from gems.options import GeneratorOptions
 
@@ -33,8 +34,10 @@ __all__ = [
     "guide_of",
     "images_at_once",
     "is_reproducible",
+    "join_notes",
     "joint_negative_prompt",
     "objection_to",
+    "opaque",
     "redraws_edits",
     "size_note",
     "takes_negative_prompts",
@@ -313,6 +316,22 @@ def size_note(name: str, size: tuple[int | None, int | None], image: Image.Image
     if image.size == (width, height):
         return None
     return f"{name} was asked for {width}x{height} pixels and drew {image.width}x{image.height}"
+
+
+def opaque(outcome: GeneratedImage | BackendError) -> GeneratedImage | BackendError:
+    """What a generator drew, without transparency, which whoever looks at it would each fill with another colour."""
+    if isinstance(outcome, BackendError):
+        return outcome
+    try:
+        image, note = on_ground(outcome.image)
+    except NothingToSeeError as nothing:
+        return BackendError(f"the generator drew an image that is {nothing}", retryable=False)
+    return outcome if image is outcome.image else replace(outcome, image=image, note=join_notes(outcome.note, note))
+
+
+def join_notes(*notes: str | None) -> str | None:
+    """Several notes about one image; None if there are none."""
+    return "; ".join(filter(None, notes)) or None
 
 
 def edit_instruction(request: ImageRequest) -> str:

@@ -13,7 +13,7 @@ from gems.errors import InputError
 from gems.files import read_regular
 from gems.graph.context import GemsContext
 from gems.memory.image_store import encode_png
-from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest, is_reproducible
+from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest, is_reproducible, opaque
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import edit_of, image_metadata
 from gems.runs.operator_settings import adopt, check_complete
@@ -68,7 +68,8 @@ def replay(folder: Path, record: RunRecord, operator: GemsContext) -> Iterator[R
         if attempt.edited_from:
             source = next(a for a in record.attempts if a.image.sha256 == attempt.edited_from)
             edit = edit_of(source, record.all_requirements, images[attempt.edited_from])
-        [result] = generator.generate([ImageRequest(attempt.prompt, attempt.seed, edit, attempt.negative_prompt)])
+        request = ImageRequest(attempt.prompt, attempt.seed, edit, attempt.negative_prompt)
+        [result] = map(opaque, generator.generate([request]))
         if not isinstance(result, GeneratedImage):
             raise result
         _check_seeds(generator)  # a server may have refused the seed just now

@@ -330,6 +330,7 @@ def test_transparency_becomes_white(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     backend = generator(save_tiny("ZImagePipeline", tmp_path / "z-image"))
     with backend.replicas.borrow() as replica:
         glass = Image.new("RGBA", (SIZE, SIZE), (255, 0, 0, 0))
+        glass.putpixel((1, 1), (255, 0, 0, 255))
         kind = type(replica.pipeline.image_processor)
         monkeypatch.setattr(kind, "postprocess", lambda *_, **__: [glass])
     [result] = backend.generate([ImageRequest("a cat", 1)])

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from gems.errors import BackendError, ContentRefusedError
+from gems.models.grounds import NothingToSeeError, on_ground
 
 __all__ = ["PixelWatch", "watch_pixels"]
 
@@ -61,7 +62,12 @@ class PixelWatch:
             is_image = self.are_finite[index]
         else:
             is_image = not (self.has_invalid_casts and _is_black(image))
-        return _on_white(image) if is_image else BackendError(f"{name}: {NOT_FINITE}", retryable=False)
+        if not is_image:
+            return BackendError(f"{name}: {NOT_FINITE}", retryable=False)
+        try:
+            return on_ground(image)[0]
+        except NothingToSeeError as nothing:
+            return BackendError(f"{name} drew an image that is {nothing}", retryable=False)
 
 
 @contextmanager
@@ -91,11 +97,3 @@ def watch_pixels(pipeline: Any) -> Iterator[PixelWatch]:
 
 def _is_black(image: Image.Image) -> bool:
     return image.convert("RGB").getbbox() is None
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """The image without transparency: chat models, JPEG and most viewers each make another background of it."""
-    if not image.has_transparency_data:
-        return image
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

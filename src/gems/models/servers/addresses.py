@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import re
+from collections.abc import Iterator
 from typing import Final
+from urllib.parse import unquote_plus
 
 import httpx
 from pydantic import SecretStr
 
 from gems.errors import InputError
-from gems.secrets import remember_secret
+from gems.secrets import is_secret_name, remember_secret
 
 __all__ = ["INVALID_PROXY", "PROXY_HINT", "advice_on_certificates", "advice_on_proxies", "checked_url", "own_address"]
 
@@ -27,6 +30,9 @@ _CERTIFICATES: Final = {
     "ALERT_CERTIFICATE_REQUIRED": "; it wants a certificate of its clients: ask it through a proxy that has one",
 }
 """What to do about a connection that was refused for a certificate, by what its error says."""
+
+_NAMES_OF_KEYS: Final = re.compile(r"code|sig|signature|[as]k|app_?id|user|login|pass(?:code)?|license", re.I)
+"""Names of parameters that hold a key, beside those that say so."""
 
 _THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  # noqa: S104 - nothing is bound to it
 """Names that a server on this machine gives itself."""
@@ -48,21 +54,39 @@ def advice_on_proxies(error: BaseException) -> str:
 
 
 def checked_url(base_url: str) -> httpx.URL:
-    """The address of a server. A password in it is a secret from now on.
+    """The address of a server. Its login, and what is after its question mark, are secrets from now on.
 
     Raises:
         InputError: The text is not the address of a server.
     """
-    address = base_url.rpartition("@")[2]  # an error does not repeat a login
+    address = base_url.rpartition("@")[2].partition("?")[0]  # an error repeats neither a login nor a key
     try:
         url = httpx.URL(base_url)
     except httpx.InvalidURL as error:
         raise InputError(f"{address!r} is not the address of a server: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise InputError(f"{address!r} is not the address of a server; give one such as http://localhost:8000/v1")
-    for password in (url.password, url.userinfo.decode().partition(":")[2]):  # as it is sent, and as it is written
-        remember_secret(SecretStr(password))
+    for secret in _secrets_in(url):
+        remember_secret(SecretStr(secret))
     return url
+
+
+def _secrets_in(url: httpx.URL) -> Iterator[str]:
+    """What a server may repeat of its address that nobody else may know, as it is sent and as it is written.
+
+    A parameter's value is a secret by its name; it may also be a word that stands in many places, such as a model's.
+    """
+    login = url.userinfo.decode()
+    yield from (url.password, login.partition(":")[2])
+    yield base64.b64encode(f"{url.username}:{url.password}".encode()).decode()  # as the header of a request has it
+    if ":" not in login:  # some take a token in place of a name and password
+        yield from (login, url.username)
+    query = url.query.decode("ascii", "replace")
+    yield from (query, unquote_plus(query))
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if is_secret_name(unquote_plus(name)) or _NAMES_OF_KEYS.fullmatch(name):
+            yield from (value, unquote_plus(value), part, unquote_plus(part))
 
 
 def own_address(base: httpx.URL, url: httpx.URL) -> httpx.URL | None:

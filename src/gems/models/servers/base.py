@@ -18,9 +18,19 @@ from PIL import Image
 from pydantic import SecretStr
 
 from gems.errors import BackendError
-from gems.models.generators import ASKS, GeneratedImage, ImageRequest, Step, StepCallback, size_note, unless_stopped
+from gems.models.generators import (
+    ASKS,
+    GeneratedImage,
+    ImageRequest,
+    Step,
+    StepCallback,
+    join_notes,
+    size_note,
+    unless_stopped,
+)
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
 from gems.models.servers.http_client import ServerClient
+from gems.models.servers.image_files import NOTE
 from gems.models.servers.retries import PassingError, charged, try_until
 from gems.options import GeneratorOptions
 from gems.stopping import acquire
@@ -30,6 +40,8 @@ __all__ = ["CHECK_TIMEOUT", "RemoteGenerator", "explain_options"]
 CHECK_TIMEOUT: Final = 15.0
 """Seconds that ``check`` waits for an answer, unless the option ``timeout`` is shorter."""
 
+_TINY: Final = 4
+"""Pixels of a side of what is no picture of anything."""
 _MAX_PAID_TRIES: Final = 3
 """Requests that a server took and that ended without a usable image, after which no other is sent: each of them may
 cost as much as an image."""
@@ -143,7 +155,14 @@ class RemoteGenerator(ServerClient, ABC):
             return error
         if on_step:
             await asyncio.to_thread(on_step, Step(index, 1, 1))
-        return GeneratedImage(self.as_drawn(request), image, size_note(self.name, self.requested_size, image))
+        return GeneratedImage(self.as_drawn(request), image, self._note(image))
+
+    def _note(self, image: Image.Image) -> str | None:
+        """What the user should know about an image."""
+        of_size = size_note(self.title, self.requested_size, image)
+        if not of_size and max(image.size) <= _TINY:  # such as what stands for an image that is not there
+            of_size = f"{self.title} drew only {image.width}x{image.height} pixels"
+        return join_notes(of_size, image.info.pop(NOTE, None))
 
     def as_drawn(self, request: ImageRequest) -> ImageRequest:
         """A request as the server has drawn it, without what it refuses."""
@@ -158,7 +177,7 @@ class RemoteGenerator(ServerClient, ABC):
             async with acquire(self.slots):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 if not ASKS.get()(True):
-                    raise BackendError(f"{self.name}: the budget leaves no further image", retryable=False)
+                    raise BackendError(f"{self.title}: the budget leaves no further image", retryable=False)
                 image = await self.make(request, deadline, on_preview)
             with charged():
                 return await self.decode(image) if isinstance(image, bytes) else image

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from gems.errors import BackendError
 from gems.secrets import one_line
 
-__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "is_packed", "keep_whole", "read_body", "without_base64"]
+__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "is_packed", "is_text", "keep_whole", "read_body", "without_base64"]
 
 MAX_BYTES: Final = 64 * 2**20
 """Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
@@ -259,6 +259,18 @@ def is_image_file(data: bytes) -> bool:
 
 _OTHER_FORMATS: Final = (b"GIF8", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP", b"\xff\x0a", b"\xff\x4f\xff\x51", b"8BPS")
 """How images of formats begin that are not decoded: to ask for another one would cost as much, and be no better."""
+
+
+def is_text(body: bytes) -> bool:
+    """Whether a body is a short text to read, such as an error, whatever its header says."""
+    try:
+        text = body.decode()
+    except UnicodeError:
+        return False
+    return len(body) < _LONGEST_TEXT and "<svg" not in text[:500] and all(c.isprintable() or c.isspace() for c in text)
+
+
+_LONGEST_TEXT: Final = 2**14
 
 
 def is_packed(body: bytes) -> bool:

@@ -64,15 +64,15 @@ class ComfyUIImages(JsonImages):
         environment_key = os.environ.get("GEMS_IMAGE_API_KEY")
         key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
-        explain_options(name, options, _SUPPORTED_OPTIONS)
+        explain_options(self.title, options, _SUPPORTED_OPTIONS)
         self._workflow = _read_workflow(options.workflow)
         self._prompt = _input_of(self._workflow, options.prompt_field, "prompt_field", "6.text")
         self._seed = _input_of(self._workflow, options.seed_field, "seed_field", "3.seed")
         if self._prompt == self._seed:
-            raise InputError(f"{name}: prompt_field and seed_field are the same input, {options.seed_field}")
+            raise InputError(f"{self.title}: prompt_field and seed_field are the same input, {options.seed_field}")
         seed = self._workflow[self._seed[0]]["inputs"][self._seed[1]]
         if isinstance(seed, str | bool) or not isinstance(seed, int | list):  # a list is a link to another node
-            raise InputError(f"{name}: seed_field {options.seed_field} holds {seed!r}, which is not a seed")
+            raise InputError(f"{self.title}: seed_field {options.seed_field} holds {seed!r}, which is not a seed")
         self._negative = self._negative_input()
 
     @property
@@ -87,7 +87,7 @@ class ComfyUIImages(JsonImages):
             return None
         node, name = _input_of(self._workflow, field, "negative_field", "7.text")
         if not isinstance(text := self._workflow[node]["inputs"][name], str) or (node, name) == self._prompt:
-            raise InputError(f"{self.name}: negative_field {field} holds {text!r}, which is not a negative prompt")
+            raise InputError(f"{self.title}: negative_field {field} holds {text!r}, which is not a negative prompt")
         return node, name
 
     @property
@@ -102,11 +102,11 @@ class ComfyUIImages(JsonImages):
         deadline = time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)
         available = await asyncio.to_thread(self._json, *await self.fetch("GET", "/object_info", deadline))
         if not available:
-            return f"{self.name} answers, but does not list its kinds of nodes"
+            return f"{self.title} answers, but does not list its kinds of nodes"
         kinds = {str(node.get("class_type")) for node in self._workflow.values()}
         if missing_kinds := sorted(kinds - set(available)):
-            raise BackendError(f"{self.name}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
-        return f"{self.name} answers, and has all {len(kinds)} kinds of nodes of the workflow"
+            raise BackendError(f"{self.title}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
+        return f"{self.title} answers, and has all {len(kinds)} kinds of nodes of the workflow"
 
     async def make(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
@@ -125,7 +125,7 @@ class ComfyUIImages(JsonImages):
         if run is None:
             if faults or body.strip() in (b"null", b"{}"):
                 reason = self.reason(body) or ": no reason given"
-                raise BackendError(f"{self.name}: the workflow was refused{reason}", retryable=False)
+                raise BackendError(f"{self.title}: the workflow was refused{reason}", retryable=False)
             return await self.image_in(body, deadline)
         return await self._saved_image(await self._wait(run, deadline), faults, deadline)
 
@@ -136,7 +136,7 @@ class ComfyUIImages(JsonImages):
             return await self.image_in(json.dumps({"images": images}).encode(), deadline)
         if not files:
             reason = one_line("; ".join(faults)) or "it needs a SaveImage node"
-            raise BackendError(f"{self.name}: the workflow makes no image; {reason}", retryable=False)
+            raise BackendError(f"{self.title}: the workflow makes no image; {reason}", retryable=False)
         error: BackendError | None = None
         for file in files:
             try:
@@ -159,18 +159,18 @@ class ComfyUIImages(JsonImages):
             if failure := failure_of(entry):
                 if has_saved(entry):  # what failed came after the image, which is paid
                     return entry
-                raise BackendError(f"{self.name}: the workflow failed: {failure}", retryable=False)
+                raise BackendError(f"{self.title}: the workflow failed: {failure}", retryable=False)
             if is_complete(entry) or (absences and image_files(entry)):
                 return entry
             if absences >= _MOST_ABSENCES and not entry:
-                raise BackendError(f"{self.name}: the workflow was removed from the server's queue", retryable=False)
+                raise BackendError(f"{self.title}: the workflow was removed from the server's queue", retryable=False)
             pause, is_under_way, words = _POLL_SECONDS, False, ""
             if isinstance(answer, NotThereYetError):
                 pause, is_under_way = max(pause, min(answer.after, _LONGEST_PAUSE)), answer.is_under_way
-                words = f" ({str(answer).removeprefix(f'{self.name}: ')})"
+                words = f" ({str(answer).removeprefix(f'{self.title}: ')})"
             if time.monotonic() + pause > deadline:
                 fault = f"the workflow was not done in time{words}; it may still be drawn, and charged"
-                raise BackendError(f"{self.name}: {fault}", retryable=False)
+                raise BackendError(f"{self.title}: {fault}", retryable=False)
             # A workflow leaves the queue and enters the history at once, so that the next history decides.
             absences = absences + 1 if not is_under_way and await self._has_left_queue(run, deadline) else 0
             await asyncio.sleep(pause)  # a stop waits for what is drawn, as it may be paid
@@ -186,7 +186,7 @@ class ComfyUIImages(JsonImages):
     def _json(self, body: bytes, _: str) -> Mapping[str, Any]:
         content = json_body(body)
         if content is None and body.strip() != b"null":
-            raise PassingError(f"{self.name}: the server's answer is not JSON", may_cost=True)
+            raise PassingError(f"{self.title}: the server's answer is not JSON", may_cost=True)
         return _mapping(content)
 
     def reason(self, body: bytes) -> str:

@@ -11,31 +11,18 @@ from gems.errors import BackendError, is_passing_status, is_unpaid
 from gems.models.endings import ABORTED, NORMAL, finish_reason
 from gems.models.failures import advice_for, reads_no_images
 from gems.models.servers.completion_messages import read_content, read_message, says_something
-from gems.models.servers.error_texts import error_message
+from gems.models.servers.error_texts import error_message, is_busy_kind, minimax_status, status_of_error
 from gems.models.unsupported_requests import is_unsupported
 from gems.secrets import one_line
 
 __all__ = ["error_of_choice", "error_of_completion", "server_error"]
 
 _PASSING: Final = re.compile(
-    r"overload|rate.?limit|too many|time[d]?.?out|unavailable|busy|capacity|try again|internal|server.?error|upstream"
-    r"|abort|cancel|network|loading|resource",
+    r"too many|time[d]?.?out|busy|capacity|try again|internal|server.?error|upstream|abort|cancel|network|loading"
+    r"|resource",
     re.IGNORECASE,
 )
-"""What a server says of errors that may pass, if it gives no code."""
-
-_MINIMAX_STATUSES: Final = {
-    1000: 500,
-    1001: 504,
-    1002: 429,
-    1004: 401,
-    1008: 402,
-    1013: 500,
-    1024: 500,
-    1033: 500,
-    1039: 429,
-}
-"""What the codes in MiniMax's ``base_resp`` mean as a status of HTTP, as far as that is known."""
+"""What a server says of errors that may pass, if it gives no code, beside ``is_busy_kind``."""
 
 
 def server_error(what: str, error: object, *, was_understood: bool) -> BackendError:
@@ -49,28 +36,20 @@ def server_error(what: str, error: object, *, was_understood: bool) -> BackendEr
     details: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
     words = error_message(json.dumps(details).encode()) or details.get("type") or details.get("code")
     words = one_line(words or "no reason given")
-    status = _status(details)
+    status = status_of_error(details)
     if status is None and is_unsupported(words):
         status = 501
     kind = f"{details.get('type') or ''} {details.get('code') or ''} {words}"
-    is_passing = is_passing_status(status) if status else bool(_PASSING.search(kind))
+    is_passing = is_passing_status(status) if status else is_busy_kind(kind) or bool(_PASSING.search(kind))
     status = None if was_understood else status
     error_of_server = BackendError(f"{what}: {words}", retryable=False, status_code=status, reason=words)
     is_blind = reads_no_images(error_of_server)
     return BackendError(
         f"{error_of_server}{advice_for(error_of_server) if is_blind else ''}",
-        retryable=is_passing and not is_unpaid(kind) and not is_blind,
+        retryable=is_passing and not (is_unpaid(kind) or is_unpaid(words)) and not is_blind,
         status_code=status,
         reason=words,
     )
-
-
-def _status(details: Mapping[str, Any]) -> int | None:
-    for name in ("code", "status", "status_code", "error_code", "errcode", "http_status"):
-        text = str(details.get(name))
-        if re.fullmatch("[45][0-9][0-9]", text):
-            return int(text)
-    return None
 
 
 def error_of_completion(answer: Mapping[str, Any], *, has_choices: bool) -> object:
@@ -88,8 +67,11 @@ def error_of_completion(answer: Mapping[str, Any], *, has_choices: bool) -> obje
     report = answer.get("base_resp")
     if isinstance(report, Mapping) and str(report.get("status_code") or 0) != "0":
         code = report["status_code"]
-        status = _MINIMAX_STATUSES.get(code) if isinstance(code, int) else None
-        return {"message": report.get("status_msg") or f"status {code}", "status": status, "type": str(code)}
+        return {
+            "message": report.get("status_msg") or f"status {code}",
+            "status": minimax_status(report),
+            "type": str(code),
+        }
     return answer if not has_choices and error_message(json.dumps(answer).encode()) else None
 
 

@@ -15,11 +15,16 @@ from gems.models.lenient import whole_number
 
 __all__ = [
     "error_message",
+    "is_busy_kind",
     "is_refusal",
     "json_body",
     "json_of_error",
+    "kind_of_error",
+    "minimax_status",
+    "refused_fields",
     "retry_after",
     "says_refusal",
+    "status_of_error",
     "text_of",
     "words_of",
 ]
@@ -106,6 +111,82 @@ def _shown(text: str) -> str:
     text = text[:_MOST_READ]
     is_file = "\0" in text or text.count("\ufffd") > max(2, len(text) // 20)
     return "" if is_file or "<html" in text.lower() or "<!doctype" in text.lower() else text.strip()
+
+
+_NOT_TAKEN: Final = (
+    r"(?:\b(?:unknown|unrecogni[sz]ed|unsupported|unexpected|extra|additional|disallowed|forbidden|no such)\b"
+    r"|\binvalid (?=\W*(?:request )?(?:param|field|arg|propert|key|option|input|value)|['\"`])"
+    r"|\bnot (?:\w+ )?(?:support(?:ed)?|permitted|allowed|accept(?:ed)?|recogni[sz]ed|expected|known|available|valid)\b"
+    r"|\b(?:does not|doesn't|cannot|can't) (?:have|take|use|handle)\b|不支持|未知|无效)"
+)
+"""How servers say that they do not know a field of a request, or do not take it."""
+_NOT_SO: Final = r"(?:\b(?:must|should|has to) (?:not )?be\b|\bout of range\b)"
+"""How they say it of the value of the field before that."""
+_BETWEEN: Final = r"(?:[^.;!?]|\.(?=\w)){0,80}?"
+_CHOICES: Final = re.compile(
+    r"(?<!not )(?<!yet )(?<!currently )\b(?:expected|allowed|permitted|valid|supported|known|available)"
+    r"(?:(?: \w+){0,3}? (?:one of|are)\b|(?: \w+s)?:).*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Matches what a server lists in place of what it refuses."""
+
+
+def refused_fields(reason: str, fields: Iterable[str]) -> set[str]:
+    """Those of a request's fields that a server does not take, in its own words; not those that it only mentions."""
+    words = _CHOICES.sub("", reason)
+    return {field for field in fields if _refuses(words, rf"(?<![\w-]){re.escape(field)}(?![\w-])(?![\s=:]*\d)")}
+
+
+def _refuses(words: str, name: str) -> bool:
+    wording = rf"{_NOT_TAKEN}{_BETWEEN}{name}|{name}{_BETWEEN}(?:{_NOT_TAKEN}|{_NOT_SO})"
+    return bool(re.search(wording, words, re.IGNORECASE))
+
+
+_STATUS_NAMES: Final = ("code", "status", "status_code", "error_code", "errcode", "http_status")
+_KIND_NAMES: Final = ("type", "code", "status", "error_type", "error_code", "errcode", "name")
+
+
+def status_of_error(error: Mapping[str, object]) -> int | None:
+    """The HTTP status in an error, under whatever name; None if there is none."""
+    texts = (str(error.get(name)) for name in _STATUS_NAMES)
+    return next((int(text) for text in texts if re.fullmatch("[45][0-9][0-9]", text)), None)
+
+
+_MINIMAX_STATUSES: Final = {
+    1000: 500,
+    1001: 504,
+    1002: 429,
+    1004: 401,
+    1008: 402,
+    1013: 500,
+    1024: 500,
+    1033: 500,
+    1039: 429,
+}
+"""What the codes in MiniMax's ``base_resp`` mean as a status of HTTP, as far as that is known."""
+
+
+def minimax_status(report: Mapping[str, object]) -> int | None:
+    """The HTTP status that MiniMax's ``base_resp`` stands for; None if that is not known."""
+    code = report.get("status_code")
+    return _MINIMAX_STATUSES.get(code) if isinstance(code, int) else None
+
+
+def kind_of_error(error: Mapping[str, object]) -> str:
+    """How an error is classed, in the server's words; empty if it is not."""
+    return " ".join(kind for name in _KIND_NAMES if isinstance(kind := error.get(name), str))
+
+
+_BUSY_KIND: Final = re.compile(
+    r"overload|rate.?limit|too.?many.?request|throttl|busy|\b(?:no|out.?of|at|over|insufficient).?capacity|unavailable"
+    r"|slow.?down|resource.?exhausted|model.?loading",
+    re.IGNORECASE,
+)
+
+
+def is_busy_kind(kind: str) -> bool:
+    """Whether a server classes an error as one of a time when it takes no requests, and does nothing for them."""
+    return bool(_BUSY_KIND.search(kind.replace("_", " ")))
 
 
 def is_refusal(body: bytes) -> bool:

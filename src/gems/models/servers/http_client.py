@@ -36,6 +36,7 @@ from gems.errors import (
 from gems.faces import OWN_LOOP
 from gems.models.endings import finish_reason
 from gems.models.heads import is_whole_head, readable_head
+from gems.models.public_names import public_name
 from gems.models.servers.addresses import (
     INVALID_PROXY,
     PROXY_HINT,
@@ -44,14 +45,14 @@ from gems.models.servers.addresses import (
     checked_url,
     own_address,
 )
-from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, read_body, without_base64
+from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_text, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
-__all__ = ["NotThereYetError", "ServerClient"]
+__all__ = ["NotThereYetError", "RejectedError", "ServerClient", "advice_on"]
 
 _CONNECT_TIMEOUT: Final = 15.0
 """Seconds to wait for a connection."""
@@ -77,6 +78,8 @@ _OF_KEYS: Final = re.compile(r"key|token|credential|auth|forbidden|denied|permi|
 _OWN_ADDRESS: Final = ", or the server's own address if a gateway before it refuses this machine"
 _NOT_THERE_YET: Final = (202, 204, 404, 423)
 """What storage answers about an image that was drawn a moment ago, and gateways about one that is being drawn."""
+_REJECTIONS: Final = (400, 404, 405, 415, 422, 501)
+"""Statuses of a server that does not take a request as it is."""
 _UNDER_WAY: Final = (202, 423)
 """Those that say that it will be there."""
 
@@ -93,6 +96,10 @@ class NotThereYetError(PassingError):
     def __init__(self, message: str, *, after: float, is_under_way: bool) -> None:
         super().__init__(message, after=after, may_cost=not is_under_way)
         self.is_under_way = is_under_way
+
+
+class RejectedError(BackendError):
+    """A server takes no such request, and says so with a status: nothing was drawn. ``reason`` has its own words."""
 
 
 class _Session:
@@ -121,7 +128,7 @@ class ServerClient:
     """Talks to one server, on an event loop of ours.
 
     Args:
-        name: The name of the backend, for error messages.
+        name: The name of the backend. It may hold the address, with a key in it; errors name only its ``title``.
         base_url: The server's address, to which paths are added.
         concurrency: The most requests in flight.
         key: Sent as a bearer token, and never shown.
@@ -129,10 +136,11 @@ class ServerClient:
 
     def __init__(self, name: str, base_url: str, concurrency: int, key: SecretStr | None = None) -> None:
         self.name = name
+        self.title = public_name(name)
         self.url = checked_url(base_url)
         remember_secret(key)
         self._lock = threading.Lock()
-        self._open = partial(_Session, name, concurrency, key)
+        self._open = partial(_Session, self.title, concurrency, key)
         self._session = self._open()
         self._watch(self._session)
 
@@ -157,7 +165,7 @@ class ServerClient:
     async def decode(self, file: bytes) -> Image.Image:
         """See ``decode_image``. Threads, and one processor, are left for those who hold a slot."""
         async with self._session.decoders:
-            return await asyncio.to_thread(decode_image, file, self.name)
+            return await asyncio.to_thread(decode_image, file, self.title)
 
     @property
     def slots(self) -> asyncio.Semaphore:
@@ -232,13 +240,13 @@ class ServerClient:
             if is_sent and isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
                 with charged():
-                    raise BackendError(f"{self.name}: {fault}", retryable=False) from None
+                    raise BackendError(f"{self.title}: {fault}", retryable=False) from None
             advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
             if advice and not has_begun:
-                fault = f"{self.name}: {self._host}: {one_line(error)}{advice}"
+                fault = f"{self.title}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
-            raise PassingError(f"{self.name}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
+            raise PassingError(f"{self.title}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
     def _full(self, path: str) -> httpx.URL:
         if "://" in path:
@@ -260,9 +268,9 @@ class ServerClient:
         status = response.status_code
         if status in (204, 205) or (status == 202 and not body.strip()):
             fault = f"{self._host} answers {status}, without an image or a reason"
-            raise BackendError(f"{self.name}: {fault}; give an address that answers with the image", retryable=False)
+            raise BackendError(f"{self.title}: {fault}; give an address that answers with the image", retryable=False)
         if 200 <= status < 300:
-            _require_unfiltered(self.name, response)
+            _require_unfiltered(self.title, response)
             return
         reason = self.reason(body)
         true_status = meant_status(status, reason)
@@ -270,20 +278,22 @@ class ServerClient:
             "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
             raise PassingError(
-                f"{self.name}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
+                f"{self.title}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
                 after=retry_after(response.headers),
                 may_cost=response.request.method == "POST" and may_cost(true_status),
             )
         if 300 <= status < 400:
             raise BackendError(
-                f"{self.name}: {self._host} redirects ({status}); give the final address as base_url", retryable=False
+                f"{self.title}: {self._host} redirects ({status}); give the final address as base_url", retryable=False
             )
         if is_refusal(body):
-            raise ContentRefusedError(f"{self.name}: {self._host} refuses to draw this{reason}")
-        hint = _hint(true_status, reason)
+            raise ContentRefusedError(f"{self.title}: {self._host} refuses to draw this{reason}")
+        hint = advice_on(true_status, reason)
         if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
-        raise BackendError(f"{self.name}: {self._host} answers {status}{reason}{hint}", retryable=False)
+        kind = RejectedError if status in _REJECTIONS else BackendError
+        fault = f"{self.title}: {self._host} answers {status}{reason}{hint}"
+        raise kind(fault, retryable=False, reason=reason.removeprefix(": "))
 
     def reason(self, body: bytes) -> str:
         """The server's reason for an error, after a colon; empty if it gives none."""
@@ -304,7 +314,7 @@ class ServerClient:
             except NotThereYetError as error:
                 return error
 
-        with _told_as_drawn(self.name, "an image was asked for"):
+        with _told_as_drawn(self.title, "an image was asked for"):
             return await _fetch_again(fetch, deadline)
 
     async def fetch_image(self, path: str, deadline: float, **arguments: Any) -> Image.Image:
@@ -314,10 +324,12 @@ class ServerClient:
             data, kind = await self._fetch_file(path, deadline, **arguments)
             data = await asyncio.to_thread(self.file_in, data)
             if not is_image_file(data):
-                raise PassingError(f"{self.name}: {self._host} sends no image, but {kind or 'nothing'}", may_cost=True)
+                words = self.reason(data) if is_text(data) else ""
+                fault = f"{self._host} sends no image, but {kind or 'nothing'}{words}"
+                raise PassingError(f"{self.title}: {fault}", may_cost=True)
             return await self.decode(data)
 
-        with _told_as_drawn(self.name):
+        with _told_as_drawn(self.title):
             return await _fetch_again(fetch, deadline)
 
     def file_in(self, body: bytes) -> bytes:
@@ -333,17 +345,17 @@ class ServerClient:
                 target = own_address(self.url, response.next_request.url) if response.next_request else None
                 if response.next_request and (target is None or target == response.url):
                     fault = f"the image is elsewhere ({one_line(response.next_request.url.copy_with(query=None), 80)})"
-                    raise BackendError(f"{self.name}: {fault}, which is not fetched; {_LET_BASE64}", retryable=False)
+                    raise BackendError(f"{self.title}: {fault}, which is not fetched; {_LET_BASE64}", retryable=False)
                 if target is None:
                     if response.status_code in _NOT_THERE_YET:
-                        fault = f"{self.name}: {host} answers {response.status_code}{self.reason(body)}"
+                        fault = f"{self.title}: {host} answers {response.status_code}{self.reason(body)}"
                         is_under_way = response.status_code in _UNDER_WAY or "retry-after" in response.headers
                         after = retry_after(response.headers)
                         raise NotThereYetError(fault, after=after, is_under_way=is_under_way)
                     self.check_status(response, body)
                     return body, _media_type(response)
             path, arguments = str(target), {}
-        raise BackendError(f"{self.name}: {host} redirects without end", retryable=False)
+        raise BackendError(f"{self.title}: {host} redirects without end", retryable=False)
 
 
 async def _fetch_again(fetch: Callable[[], Awaitable[_T]], deadline: float) -> _T:
@@ -368,7 +380,7 @@ def _told_as_drawn(name: str, what: str = "an image was drawn") -> Iterator[None
         raise BackendError(f"{name}: {fault}", retryable=False) from None
 
 
-def _hint(status: int, reason: str) -> str:
+def advice_on(status: int, reason: str) -> str:
     """What to do about an error, to be put after its message; empty if nothing is known."""
     if status == 402 or (status in (400, 403, 429) and is_unpaid(reason)):
         return PAY_HINT

@@ -16,13 +16,32 @@ import httpx
 from PIL import Image
 from pydantic_core import from_json
 
-from gems.errors import BackendError, ContentRefusedError, is_passing_status, is_unpaid, may_cost
+from gems.errors import (
+    BackendError,
+    ContentRefusedError,
+    is_passing_status,
+    is_rate_limited,
+    is_unpaid,
+    may_cost,
+    meant_status,
+)
+from gems.models.grounds import shows_nothing
 from gems.models.lenient import field_name, is_broken_json, json_values
 from gems.models.servers.addresses import own_address
 from gems.models.servers.base import RemoteGenerator
 from gems.models.servers.bodies import is_image_file, is_packed
-from gems.models.servers.error_texts import error_message, is_refusal, json_body, words_of
-from gems.models.servers.image_flags import filter_reason, is_flagged, shows_nothing
+from gems.models.servers.error_texts import (
+    error_message,
+    is_busy_kind,
+    is_refusal,
+    json_body,
+    kind_of_error,
+    minimax_status,
+    status_of_error,
+    words_of,
+)
+from gems.models.servers.http_client import advice_on
+from gems.models.servers.image_flags import filter_reason, is_flagged
 from gems.models.servers.retries import PassingError, charged
 from gems.secrets import one_line
 
@@ -44,6 +63,16 @@ _UNFINISHED: Final = re.compile(
     re.I,
 )
 """How an item says that what stands in it is the image on its way."""
+
+_OF_OTHERS: Final = re.compile(
+    r"(?:.*[._ -])?(?:partial|preview|progress|interim|intermediate|draft|thumb(?:nail)?|thought|mask|input|reference)"
+    r"(?:[._ -]?image)?",
+    re.I,
+)
+"""How an item says that what stands in it is not the image, but something beside it."""
+_KINDS: Final = ("type", "kind", "role", "purpose", "variant", "stage", "label", "category")
+_INTERIM: Final = ("thought", "is_thought", "partial", "is_partial", "is_preview", "interim", "is_thumbnail")
+"""Names of what is true of an image on its way, such as those between which Gemini thinks."""
 
 _ADDRESS: Final = re.compile(
     r"(?:[a-z][a-z0-9+.-]*:)?//|\.{1,2}/|/(?!9j/)|[\w.%~-]+(?:/[\w.%~-]+)*\.(?:png|jpe?g|webp|avif)\b", re.I
@@ -76,11 +105,14 @@ _IMAGE_FILE: Final = re.compile(r"[^\s?#]+\.(?:png|jpe?g|webp|avif)(?:[?#]\S*)?"
 
 _BUSY: Final = re.compile(
     r"\W*(?:(?:error|the|all|our|this|servers?|service|model(?: \S{1,80}(?= is ))?|queue|system|gpus?|engine|workers?"
-    r"|backend|endpoint|is|are|currently|too|temporarily|still)\W+)*(?:busy|overloaded|loading|unavailable|full"
-    r"|warming up|at capacity|too many requests|rate.?limit(?:s|ed)?\b"
+    r"|backend|endpoint|is|are|currently|too|temporarily|still|please|you|quota|request|was)\W+)*"
+    r"(?:busy|overloaded|loading|unavailable|full|warming up|(?:at|out of|over) capacity|too many requests|slow down"
+    r"|(?:try|retry)(?: again)? later|rate.?limit(?:s|ed)?\b|throttled"
     r"|no (?:free |idle |available )?(?:worker|gpu|slot|capacity)|繁忙)",
     re.I,
 )
+_QUOTES: Final = re.compile(r"(?<!\w)[\"'`“].*?[\"'`”](?!\w)", re.DOTALL)
+"""Matches what a server repeats, such as a part of the prompt."""
 _IN_BACKGROUND: Final = re.compile(
     r"queued|pending|processing|in[ _-]?(?:progress|queue)|accepted|starting|started|running|submitted|created"
     r"|waiting",
@@ -90,6 +122,11 @@ _JOB_NAMES: Final = frozenset(
     {"id", "task_id", "job_id", "prompt_id", "status_url", "polling_url", "fetch_result", "eta"}
 )
 """Names in an answer about an image that is drawn later."""
+
+
+_ERROR_NAMES: Final = ("error", "errors")
+_DEPTH: Final = 4
+_MOST_ERRORS: Final = 4
 
 
 class _Source(NamedTuple):
@@ -125,7 +162,7 @@ class JsonImages(RemoteGenerator):
         if answer.is_suspect:
             image = await self.decode(image) if isinstance(image, bytes) else image
             if shows_nothing(image):
-                raise ContentRefusedError(f"{self.name}: the server's filter has blacked out the image")
+                raise ContentRefusedError(f"{self.title}: the server's filter has blacked out the image")
         return image
 
     def file_in(self, body: bytes) -> bytes:
@@ -134,7 +171,7 @@ class JsonImages(RemoteGenerator):
         if not is_image_file(file) and isinstance(answer := json_body(file), (Mapping, list)):
             for source in (*_sources_of(answer), *_sources_elsewhere(answer)):
                 with contextlib.suppress(BackendError):
-                    if not source.is_address and is_image_file(data := decode_base64(source.text, self.name)):
+                    if not source.is_address and is_image_file(data := decode_base64(source.text, self.title)):
                         return data
         return file
 
@@ -144,21 +181,21 @@ class JsonImages(RemoteGenerator):
         if is_packed(body):
             fault = "a damaged file (gzip), which may be charged; let it send plain answers"
             with charged():
-                raise BackendError(f"{self.name}: the server answers with {fault}", retryable=False)
+                raise BackendError(f"{self.title}: the server answers with {fault}", retryable=False)
         answer = read_answer(body)
         if answer is None and body.strip() != b"null":
             words = one_line(error_message(body))
             if is_busy(words):
-                raise PassingError(f"{self.name}: the server answers without an image: {words}")
+                raise PassingError(f"{self.title}: the server answers without an image: {words}")
             fault = f"is not JSON{words and f': {words}'}" if body.strip() else "is empty"
-            raise PassingError(f"{self.name}: the server's answer {fault}", may_cost=True)
+            raise PassingError(f"{self.title}: the server's answer {fault}", may_cost=True)
         if reason := filter_reason(answer):
-            raise ContentRefusedError(f"{self.name}: the server's filter stopped the image: {one_line(reason, 60)}")
+            raise ContentRefusedError(f"{self.title}: the server's filter stopped the image: {one_line(reason, 60)}")
         sources = list(_sources_of(answer)) or list(_sources_elsewhere(answer))
         if not sources:
-            raise self._failure(answer, body)
+            raise self.failure(answer, body)
         is_only = len(sources) == 1 and not sources[0].is_address
-        return _Answer(decode_base64(sources[0].text, self.name) if is_only else b"", sources, is_flagged(answer))
+        return _Answer(decode_base64(sources[0].text, self.title) if is_only else b"", sources, is_flagged(answer))
 
     async def _first_image(self, sources: Sequence[_Source], deadline: float) -> bytes | Image.Image:
         errors: list[BackendError] = []
@@ -166,56 +203,75 @@ class JsonImages(RemoteGenerator):
             try:
                 if is_address:
                     return await self._download(text, deadline)
-                return await self.decode(await asyncio.to_thread(decode_base64, text, self.name))
+                return await self.decode(await asyncio.to_thread(decode_base64, text, self.title))
             except BackendError as failure:
                 errors.append(failure)
                 if time.monotonic() > deadline:
                     break
         raise errors[0]
 
-    def _failure(self, answer: object, body: bytes) -> BackendError:
+    def failure(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
         fault = error_message(body) if isinstance(answer, str) or json_body(body) is not None else words_of(answer)
         reason = one_line(fault if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
             _faults_of_items(answer)
         )
-        message = f"{self.name}: the server answers without an image: {reason or 'no image'}"
+        message = f"{self.title}: the server answers without an image: {reason or 'no image'}"
         if reason and (is_refusal(body) or is_refusal(reason.encode())):
             return ContentRefusedError(message)
         names = {field_name(name) for name, value in mapping_in(answer).items() if value is not None}
-        if is_busy(reason) and not names & _JOB_NAMES:
+        errors = list(_errors_in(answer))
+        kinds = " ".join([*map(kind_of_error, errors), reason if " " not in reason else ""])
+        status = next(filter(None, map(status_of_error, errors)), None)
+        may_pass = not (is_unpaid(reason) or is_unpaid(body[:4000].decode("utf-8", "replace")))
+        is_job = bool(names & _JOB_NAMES) and not names.intersection(_ERROR_NAMES)
+        if may_pass and not is_job and (is_busy(reason) or (not status and is_busy_kind(kinds))):
             return PassingError(message)
+        words = f"{_QUOTES.sub('', reason)} {kinds}".strip()
+        true_status = meant_status(status or 400, words) if may_pass else 402
+        if is_passing_status(true_status):
+            return PassingError(message, may_cost=may_cost(true_status))
         if _IN_BACKGROUND.fullmatch(reason) or (names & _JOB_NAMES and not reason):
             message += " (it draws in the background: give an address that answers with the image)"
-        details = mapping_in(answer).get("error")
-        code = str(details.get("code") or details.get("status")) if isinstance(details, Mapping) else ""
-        if (
-            code.isdecimal()
-            and is_passing_status(int(code[:3]))
-            and not is_unpaid(body[:4000].decode("utf-8", "replace"))
-        ):
-            return PassingError(message, may_cost=may_cost(int(code[:3])))
-        return BackendError(message, retryable=False)
+        return BackendError(f"{message}{advice_on(true_status, words)}", retryable=False)
 
     async def _download(self, address: str, deadline: float) -> Image.Image:
         """Download an image, from the configured server only: no other host may be contacted in its place."""
         try:
             url = self._full(self.answers_at).join(address)
         except (httpx.InvalidURL, ValueError):
-            raise BackendError(f"{self.name}: the server sends an image at no valid address", retryable=False) from None
+            raise BackendError(
+                f"{self.title}: the server sends an image at no valid address", retryable=False
+            ) from None
         own = own_address(self.url, url)
         if own is None:
             fault = f"the server sends an image from another host ({url.host or url.scheme}), which is not fetched"
-            raise BackendError(f"{self.name}: {fault}; let it answer in base64", retryable=False)
+            raise BackendError(f"{self.title}: {fault}; let it answer in base64", retryable=False)
         return await self.fetch_image(str(own), deadline)
+
+
+def _errors_in(answer: object, depth: int = _DEPTH) -> Iterator[Mapping[str, Any]]:
+    """What an answer without an image says of its fault, the innermost first; an error that is a word has that code."""
+    if isinstance(answer, list):
+        for item in answer[:_MOST_ERRORS]:
+            yield from _errors_in(item, depth - 1)
+    elif isinstance(answer, Mapping) and depth > 0:
+        fields = {str(name).lower(): value for name, value in answer.items()}
+        for name in (*_ERROR_NAMES, "detail", "data", "result", "response"):
+            yield from _errors_in(fields.get(name), depth - 1)
+        report = fields.get("base_resp")
+        if isinstance(report, Mapping):
+            yield {"status": minimax_status(report)}
+        word = fields.get("error")
+        yield fields | ({"code": fields.get("code") or word} if isinstance(word, str) and " " not in word else {})
 
 
 def is_busy(words: str) -> bool:
     """Whether a server says that it has no time for a request, so that it has drawn nothing for it.
 
-    Only from how the words begin: what follows may be about the prompt.
+    Mostly from how the words begin: what follows may be about the prompt.
     """
-    return bool(_BUSY.match(words)) and not is_unpaid(words)
+    return bool(_BUSY.match(words) or is_rate_limited(_QUOTES.sub("", words))) and not is_unpaid(words)
 
 
 def decode_base64(encoded: str, source: str) -> bytes:
@@ -331,9 +387,15 @@ def _sources_elsewhere(answer: object, depth: int = 8, *, name: str = "") -> Ite
 
 
 def _is_drawn(item: Mapping[str, Any]) -> bool:
+    """Whether what stands in an item may be the image, and not one on its way to it, or made of it or for it."""
     values = {field_name(name): value for name, value in item.items()}
     words = [str(values.get(name)) for name in ("status", "state", "type", "event")]
-    return not any(map(_UNFINISHED.fullmatch, words)) and str(values.get("finish_reason")).lower() not in _NOT_DRAWN
+    is_other = any(_OF_OTHERS.fullmatch(str(values.get(name))) for name in _KINDS)
+    is_interim = (
+        any(values.get(name) is True for name in _INTERIM) or values.get("is_final", values.get("final")) is False
+    )
+    is_fit = str(values.get("finish_reason")).lower() not in _NOT_DRAWN
+    return is_fit and not (is_other or is_interim or any(map(_UNFINISHED.fullmatch, words)))
 
 
 def _is_encoded_image(text: str) -> bool:

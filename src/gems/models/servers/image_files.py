@@ -9,13 +9,18 @@ from typing import Final
 from PIL import Image, ImageFile, ImageOps
 
 from gems.errors import BackendError
+from gems.models.grounds import NothingToSeeError, on_ground, shows_nothing
+from gems.models.image_work import excess_work
 from gems.models.servers.bodies import JPEG
 from gems.models.servers.retries import PassingError
 
-__all__ = ["MAX_PIXELS", "decode_image"]
+__all__ = ["MAX_PIXELS", "NOTE", "decode_image"]
 
 MAX_PIXELS: Final = 64 * 2**20
 """Size of the largest accepted image, in pixels: a small file can unfold into gigabytes (a decompression bomb)."""
+
+NOTE: Final = "gems_note"
+"""The entry of an image's ``info`` that says what the user should know of it."""
 
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "AVIF")
 
@@ -29,8 +34,10 @@ def decode_image(data: bytes, source: str) -> Image.Image:
 
     Raises:
         PassingError: The file is torn.
-        BackendError: The file is not a PNG, JPEG, WebP or AVIF image, or has more than ``MAX_PIXELS``.
+        BackendError: The file is not a PNG, JPEG, WebP or AVIF image, takes too much work, or shows nothing.
     """
+    if excess := excess_work(data):
+        raise BackendError(f"{source} sent an image file that is too much work: {excess}", retryable=False)
     too_large = BackendError(f"{source} sent an image of more than {MAX_PIXELS:,} pixels", retryable=False)
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -86,13 +93,19 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _visible(image: Image.Image, source: str) -> Image.Image:
-    """The image in RGB, if there is anything to see."""
-    if "transparency" in image.info:  # one colour of a palette, or a grey or a colour, that stands for nothing
-        image = image.convert("RGBA")
-    if image.mode == "RGB":  # `convert` would copy it
-        return image
-    if "A" in image.mode and image.getchannel("A").getextrema() == (0, 0):
-        raise BackendError(f"{source} sent an image that is transparent everywhere", retryable=False)
+    """The image in RGB, if there is anything to see, with a ``NOTE`` if there is anything to tell."""
+    is_first = bool(getattr(image, "is_animated", False))
     if image.mode.startswith("I"):  # 16 bits for each pixel, which `convert` would cut off at 255
         image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
-    return image.convert("RGB")
+    try:
+        image, note = on_ground(image)
+    except NothingToSeeError as nothing:
+        raise BackendError(f"{source} sent an image that is {nothing}", retryable=False) from None
+    if image.mode != "RGB":  # `convert` would copy it
+        image = image.convert("RGB")
+    if is_first and shows_nothing(image):
+        note = "the image is the first one of an animation, and has a single colour"
+    image.info.pop(NOTE, None)  # what the file itself says under that name
+    if note:
+        image.info[NOTE] = f"{source}: {note}"
+    return image

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
-
-from PIL import Image
+from typing import Final
 
 from gems.models.endings import finish_reason
 from gems.models.lenient import field_name
 
-__all__ = ["filter_reason", "is_flagged", "shows_nothing"]
+__all__ = ["filter_reason", "is_flagged"]
 
 _FILTERED: Final = frozenset(
     {"filtered", "is_filtered", "content_filtered", "nsfw_filtered", "safety_filtered", "censored", "is_censored"}
@@ -42,12 +39,6 @@ def is_flagged(answer: object) -> bool:
     return any(
         (name in _FLAGGED and _is_true(value)) or (name in _SAFE and value is False) for name, value in _fields(answer)
     )
-
-
-def shows_nothing(image: Image.Image) -> bool:
-    """Whether an image has a single colour, as those that a filter has blacked out."""
-    extremes: Any = image.convert("RGB").getextrema()
-    return all(math.isclose(low, high, abs_tol=2) for low, high in extremes)
 
 
 def _fields(answer: object, depth: int = _DEPTH) -> Iterator[tuple[str, object]]:

@@ -20,11 +20,12 @@ from httpx_sse import EventSource, ServerSentEvent
 from PIL import Image
 from pydantic import SecretStr
 
-from gems.errors import BackendError, ContentRefusedError
-from gems.models.generators import ImageRequest, Step, edit_instruction, joint_negative_prompt
+from gems.errors import BackendError
+from gems.models.generators import ASKS, ImageRequest, Step, edit_instruction, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
-from gems.models.servers.bodies import is_image_file, is_packed, read_body
-from gems.models.servers.error_texts import error_message, json_body
+from gems.models.servers.bodies import is_image_file, is_packed, is_text, read_body
+from gems.models.servers.error_texts import error_message, json_body, refused_fields
+from gems.models.servers.http_client import RejectedError
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError
@@ -84,7 +85,7 @@ class OpenAIImages(JsonImages):
         self.model = model
         self.is_openai = self.url.host == httpx.URL(_OPENAI).host
         extensions = frozenset() if self.is_openai else frozenset(_EXTENSIONS)
-        explain_options(name, options, _COMMON_OPTIONS | extensions | {"previews", "edits"}, self._refusals())
+        explain_options(self.title, options, _COMMON_OPTIONS | extensions | {"previews", "edits"}, self._refusals())
         self._refused = _RefusedFields(_OPTIONAL_FIELDS, options)
 
     @property
@@ -144,19 +145,19 @@ class OpenAIImages(JsonImages):
         answer = await asyncio.to_thread(json_body, body)
         if not isinstance(answer, (Mapping, list)):
             raise BackendError(
-                f"{self.name}: {self._host} answers with {kind or 'nothing'} where a list of models should be: "
+                f"{self.title}: {self._host} answers with {kind or 'nothing'} where a list of models should be: "
                 "it has no API with OpenAI's protocol at this base_url, which often ends in /v1",
                 retryable=False,
             )
         if mapping_in(answer).get("error"):
-            raise BackendError(f"{self.name}: the server answers with an error{self.reason(body)}", retryable=False)
+            raise BackendError(f"{self.title}: the server answers with an error{self.reason(body)}", retryable=False)
         listed = _list_of(answer, "data")
         models = [str(entry["id"]) for entry in listed if isinstance(entry, Mapping) and entry.get("id")]
         if models and self.model not in models:
             raise BackendError(
-                f"{self.name}: the server has no model {self.model!r}, only {', '.join(models[:8])}", retryable=False
+                f"{self.title}: the server has no model {self.model!r}, only {', '.join(models[:8])}", retryable=False
             )
-        return f"{self.name}, {self.url} answers" + ("" if models else ", but does not list its models")
+        return f"{self.title}, {self._host} answers" + ("" if models else ", but does not list its models")
 
     async def make(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
@@ -210,7 +211,7 @@ class OpenAIImages(JsonImages):
             async for event in EventSource(response).aiter_sse():
                 if image := await asyncio.to_thread(self._image_of, event, steps, on_preview):
                     return image
-        raise PassingError(f"{self.name}: the stream ended before the image arrived", may_cost=True)
+        raise PassingError(f"{self.title}: the stream ended before the image arrived", may_cost=True)
 
     def _image_of(self, event: ServerSentEvent, steps: int, on_preview: Callable[[Step], None]) -> bytes | None:
         """The image in an event. A partial one is reported; one that cannot be read is left out."""
@@ -219,15 +220,15 @@ class OpenAIImages(JsonImages):
             return None
         kind = str(content.get("type") or event.event)
         if kind.endswith("error"):
-            raise PassingError(f"{self.name}: {one_line(error_message(event.data.encode()))}", may_cost=True)
+            raise PassingError(f"{self.title}: {one_line(error_message(event.data.encode()))}", may_cost=True)
         encoded = content.get("b64_json")
         if not isinstance(encoded, str) or not encoded:
             return None
         if kind.endswith("completed"):
-            return decode_base64(encoded, self.name)
+            return decode_base64(encoded, self.title)
         with contextlib.suppress(BackendError):
             preview, index = (
-                decode_image(decode_base64(encoded, self.name), self.name),
+                decode_image(decode_base64(encoded, self.title), self.title),
                 content.get("partial_image_index"),
             )
             on_preview(Step(0, index + 1 if isinstance(index, int) else 1, steps, preview))
@@ -242,7 +243,7 @@ class PlainImages(JsonImages):
         key = options.api_key or (SecretStr(environment_key) if environment_key else None)
         super().__init__(name, url, options, key)
         supported = (_COMMON_OPTIONS | {"steps", "guidance_scale", "negative_prompt"}) - {"base_url"}
-        explain_options(name, options, supported, _guidance_refusals(options))
+        explain_options(self.title, options, supported, _guidance_refusals(options))
         self._refused = _RefusedFields((), options)
 
     @property
@@ -257,7 +258,7 @@ class PlainImages(JsonImages):
     async def acheck(self) -> str:
         """Check that a server answers at the address, with whatever status."""
         async with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)) as response:
-            return f"{self.name} answers ({response.status_code} to HEAD)"
+            return f"{self.title} answers ({response.status_code} to HEAD)"
 
     async def make(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
@@ -279,10 +280,12 @@ class PlainImages(JsonImages):
         answer = await asyncio.to_thread(read_answer, body)
         if answer is not None or body.strip() in (b"", b"null") or is_packed(body) or is_busy(error_message(body)):
             return await self.image_in(body, deadline)
-        if not kind or kind.startswith("image/") or kind == "application/octet-stream":
-            return body
-        reason = one_line(error_message(body)) or kind
-        raise BackendError(f"{self.name}: the server answers without an image: {reason}", retryable=False)
+        words = error_message(body)
+        if not is_text(body) and (not kind or kind.startswith("image/") or kind == "application/octet-stream"):
+            return body  # whatever it is, the decoder tells
+        if not words:
+            raise BackendError(f"{self.title}: the server answers without an image: {kind}", retryable=False)
+        raise self.failure(words, body)
 
 
 class _RefusedFields:
@@ -304,9 +307,10 @@ class _RefusedFields:
         while True:
             try:
                 result = await draw(without)
-            except BackendError as error:
-                refused = {field for field in self._optional if field in str(error)} - without
-                if error.retryable or isinstance(error, ContentRefusedError) or not refused:
+            except RejectedError as error:
+                refused = refused_fields(error.reason, self._optional - without)
+                # Nothing was drawn for that request; the next one is another that the budget must have room for.
+                if not refused or not (ASKS.get()(False) and ASKS.get()(True)):
                     raise
                 without |= refused
             else:

@@ -1,0 +1,61 @@
+"""How much work it is to decode an image file: a small one of somebody else's can keep a processor for hours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+__all__ = ["MAX_SCANS", "excess_work"]
+
+MAX_SCANS: Final = 100
+"""Passes over the whole image in one JPEG; cameras and programs make one, or about ten of a progressive one."""
+_MAX_PARTS: Final = 50_000
+"""Segments of a JPEG, or chunks of a PNG. Each takes a moment, and 64 MB hold millions of empty ones."""
+_MAX_FILLING: Final = 2**16
+"""Bytes between segments that say nothing."""
+
+_SCAN: Final = 0xDA
+_END: Final = 0xD9
+_MARKER: Final = re.compile(rb"\xff(?P<kind>[^\x00\xff])", re.DOTALL)
+_MARKER_AFTER_SCAN: Final = re.compile(rb"\xff(?P<kind>[^\x00\xd0-\xd7\xff])", re.DOTALL)
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_JPEG: Final = b"\xff\xd8"
+
+
+def excess_work(data: bytes) -> str:
+    """Why a file of any format is not decoded, since that would take too long; empty if it would not.
+
+    Of animations only the first frame is decoded, so that their length does not matter.
+    """
+    if data.startswith(_PNG):
+        parts = sum(1 for _ in zip(_chunks(data), range(_MAX_PARTS + 1), strict=False))
+        return f"more than {_MAX_PARTS:,} chunks" if parts > _MAX_PARTS else ""
+    return _excess_in_jpeg(data) if data.startswith(_JPEG) else ""
+
+
+def _chunks(png: bytes) -> Iterator[bytes]:
+    """The kinds of a PNG's chunks, to its end or where it is torn."""
+    position, kind = len(_PNG), b""
+    while kind != b"IEND" and position + 8 <= len(png):
+        kind = png[position + 4 : position + 8]
+        yield kind
+        position += 12 + int.from_bytes(png[position : position + 4])
+
+
+def _excess_in_jpeg(data: bytes) -> str:
+    position, parts, scans, filling, marker = len(_JPEG), 0, 0, 0, _MARKER
+    while match := marker.search(data, position):
+        kind, after = match["kind"][0], match.end()
+        filling += match.start() - position if marker is _MARKER else 0
+        parts, scans = parts + 1, scans + (kind == _SCAN)
+        if kind == _END or scans > MAX_SCANS or parts > _MAX_PARTS or filling > _MAX_FILLING:
+            break
+        has_length = kind != 0x01 and not 0xD0 <= kind <= 0xD8
+        position = after + (int.from_bytes(data[after : after + 2]) if has_length else 0)
+        marker = _MARKER_AFTER_SCAN if kind == _SCAN else _MARKER
+    if match is None and marker is _MARKER:
+        filling += max(0, len(data) - position)
+    if scans > MAX_SCANS:
+        return f"more than {MAX_SCANS} scans"
+    return "too many parts that hold nothing" if parts > _MAX_PARTS or filling > _MAX_FILLING else ""

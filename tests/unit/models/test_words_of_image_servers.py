@@ -1,0 +1,210 @@
+"""What image servers say with status 200 in place of an image, and beside one; and what may be repeated of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import ScriptedChatModel
+from langgraph.checkpoint.sqlite import SqliteSaver
+from PIL import Image
+from servers.scripted_images import ScriptedServer, answering, draw, encoded, in_json
+
+import gems
+from gems.errors import BackendError
+from gems.memory.image_store import ImageStore
+from gems.models.generators import GeneratedImage
+from gems.models.servers.completion_errors import server_error
+
+FINAL = encoded(Image.linear_gradient("L").resize((32, 24)))
+EARLY = encoded(Image.radial_gradient("L").resize((16, 16)))
+GOOD = in_json({"data": [{"b64_json": FINAL}]})
+KEY = "s3cr3t-canary-09"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No waits between tries."""
+    monkeypatch.setattr("gems.models.servers.retries._WAIT", lambda _: 0.01)
+
+
+# --- busy, unpaid, locked -------------------------------------------------------------------------------------------
+
+BUSY = [
+    {"error": {"message": "Wait a bit", "type": "rate_limit_error", "code": "rate_limit_exceeded"}},
+    {"error": {"message": "Wait a bit", "type": "server_overloaded"}},
+    {"error": {"message": "Wait a bit", "code": "TooManyRequests"}},
+    {"error": {"message": "Wait a bit", "code": "ServerBusy"}},
+    {"error": {"message": "Wait a bit", "status": "RESOURCE_EXHAUSTED"}},
+    {"error": {"message": "You have exceeded your rate limit"}},
+    {"error": {"message": "Request was throttled. Expected available in 1 second."}},
+    {"error": "quota: too many requests"},
+    {"error": "Please slow down"},
+    {"error": "GPU out of capacity, try later"},
+    {"error": "rate_limit_exceeded"},
+    {"id": "x", "error": "server_overloaded"},
+    {"status": 429, "message": "Wait a bit"},
+    {"code": 429, "msg": "Wait a bit"},
+    {"code": "429", "msg": "Wait a bit"},
+    {"data": {"error": {"code": 429}}},
+    [{"error": {"code": 503, "message": "Wait a bit"}}],
+    {"base_resp": {"status_code": 1002, "status_msg": "Wait a bit"}},
+]
+
+
+@pytest.mark.parametrize("fault", BUSY)
+@pytest.mark.parametrize("kind", ["openai", "http"])
+def test_a_server_that_says_that_it_is_busy_is_asked_again(fault: Any, kind: str) -> None:
+    with answering(in_json(fault), in_json(fault), in_json(fault), in_json(fault), GOOD) as server:
+        result = draw(server.openai() if kind == "openai" else server.plain())
+    assert isinstance(result, GeneratedImage), result
+    assert len(server.posts) == 5, "nothing was drawn for those before, so that they do not count as lost images"
+
+
+@pytest.mark.parametrize(
+    ("fault", "advice"),
+    [
+        ({"error": {"message": "insufficient balance", "code": 402}}, "pay for more"),
+        ({"error": {"message": "Insufficient balance", "type": "rate_limit_error"}}, "pay for more"),
+        ({"error": {"message": "Insufficient balance", "code": "rate_limit_exceeded"}}, "pay for more"),
+        ({"error": {"message": "Insufficient credits", "code": 429}}, "pay for more"),
+        ({"error": "You are out of credits"}, "pay for more"),
+        ({"base_resp": {"status_code": 1008, "status_msg": "no"}}, "pay for more"),
+        ({"error": {"message": "Invalid API key", "code": 401}}, "set the right key"),
+        ({"error": "Incorrect API key provided"}, "set the right key"),
+        ({"code": 403, "msg": "token expired"}, "set the right key"),
+        ({"base_resp": {"status_code": 1004, "status_msg": "login fail"}}, "set the right key"),
+        ({"error": "cannot draw 'a throttled engine'"}, ""),
+        ({"error": {"message": "cannot draw it", "code": 400}}, ""),
+        ({"id": "j1", "status": "queued", "message": "no idle worker"}, ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "http"])
+def test_a_fault_that_does_not_pass_is_told_at_once_with_what_to_do(fault: Any, advice: str, kind: str) -> None:
+    with answering(in_json(fault)) as server:
+        result = draw(server.openai() if kind == "openai" else server.plain())
+    assert isinstance(result, BackendError)
+    assert len(server.posts) == 1
+    assert advice in str(result)
+    assert bool(advice) is ("; " in str(result)), result
+
+
+def test_chat_servers_speak_of_money_in_the_same_way() -> None:
+    spent = {"message": "Insufficient balance", "code": "rate_limit_exceeded"}
+    assert not server_error("x", spent, was_understood=False).retryable
+    assert server_error("x", {"message": "Wait a bit", "type": "rate_limit_error"}, was_understood=False).retryable
+
+
+# --- the final image ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {
+            "candidates": [
+                {
+                    "content": {
+                        "parts": [{"thought": True, "inlineData": {"data": EARLY}}, {"inlineData": {"data": FINAL}}]
+                    }
+                }
+            ]
+        },
+        *(
+            {"data": [{"b64_json": EARLY, **beside}, {"b64_json": FINAL}]}
+            for beside in (
+                *({"type": "thumbnail"}, {"kind": "preview"}, {"role": "input"}, {"variant": "thumb"}),
+                *({"stage": "interim"}, {"purpose": "reference image"}, {"is_partial": True}, {"is_final": False}),
+            )
+        ),
+        {"images": [{"type": "thumbnail", "url": f"data:image/png;base64,{EARLY}"}, {"type": "image", "url": FINAL}]},
+    ],
+)
+def test_an_image_beside_the_final_one_is_not_taken_for_it(answer: Any) -> None:
+    with answering(in_json(answer)) as server:
+        result = draw(server.openai())
+    assert isinstance(result, GeneratedImage), result
+    assert result.image.size == (32, 24)
+
+
+@pytest.mark.parametrize("beside", [{"thought": False}, {"type": "image"}, {"kind": "final"}, {"role": "assistant"}])
+def test_what_says_nothing_of_the_kind_is_the_image(beside: dict[str, Any]) -> None:
+    with answering(in_json({"data": [{"b64_json": FINAL, **beside}]})) as server:
+        assert isinstance(result := draw(server.openai()), GeneratedImage), result
+
+
+# --- words where an image should be ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"Internal error: model not loaded", "without an image: Internal error: model not loaded"),
+        (json.dumps({"error": "model not loaded"}).encode(), "without an image: model not loaded"),
+        ("模型未加载".encode(), "without an image: 模型未加载"),
+        (b"\1\2\3 nothing to read", "did not send a PNG"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "did not send a PNG"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream"])
+def test_an_error_that_is_sent_as_an_image_is_the_reason(body: bytes, says: str, kind: str) -> None:
+    with answering((200, body, kind)) as server:
+        assert says in str(draw(server.plain()))
+    assert len(server.posts) == 1
+
+
+def test_an_error_in_place_of_an_images_file_is_the_reason() -> None:
+    answers = in_json({"data": [{"url": "/a.png"}]}), (200, b"the file is gone", "image/png")
+    with answering(*answers) as server:
+        assert "sends no image, but image/png: the file is gone" in str(draw(server.openai()))
+    assert len(server.posts) == 1
+
+
+# --- keys in addresses ----------------------------------------------------------------------------------------------
+
+
+def _generators(server: ScriptedServer) -> list[Any]:
+    encoded_key = KEY.replace("-", "%2D")
+    return [
+        server.plain(f"/draw?token={KEY}"),
+        server.plain(f"/draw?model=a&{KEY}"),
+        server.plain(f"/draw?code={encoded_key}&model=a"),
+        server.plain(login=f"user:{KEY}@"),
+        server.plain(login=f"{KEY}@"),
+    ]
+
+
+def test_no_error_repeats_the_key_in_an_address() -> None:
+    with answering((400, b"broken at @PATH@ for @LOGIN@", "text/plain")) as server:
+        for generator in _generators(server):
+            text = str(draw(generator))
+            assert "answers 400: broken at /draw" in text
+            for hidden in (KEY, KEY.replace("-", "%2D"), "czNjcjN0"):  # the beginning of the key in base64
+                assert hidden not in text
+            assert text.startswith("http: ")
+
+
+def test_a_run_with_a_key_in_an_address_leaves_it_nowhere(tmp_path: Path) -> None:
+    def answer(form: str, messages: list[Any], index: int) -> dict[str, Any]:
+        if form == "Requirements":
+            return {"requirements": [{"question": "Is there a car?", "kind": "object"}]}
+        return {"verdicts": [{"id": "r1", "answer": "yes", "confidence": 0.9, "reason": "seen"}], "quality": 0.9}
+
+    with (
+        answering((500, b"broken at @PATH@", "text/plain"), (400, b"broken at @PATH@", "text/plain")) as server,
+        SqliteSaver.from_conn_string(str(tmp_path / "checkpoints.sqlite")) as saver,
+    ):
+        graph = gems.build_graph(
+            mllm=ScriptedChatModel(script=answer),
+            generator=server.plain(f"/draw?token={KEY}"),
+            images=ImageStore(tmp_path),
+            checkpointer=saver,
+            settings={"memory": False, "seed": 5, "plan": False},
+        )
+        state = graph.invoke({"prompt": "a car"}, {"configurable": {"thread_id": "t"}})
+        gems.close(graph)
+    assert any("broken at /draw" in error for error in state["errors"]), state["errors"]
+    assert KEY not in str(state)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
