@@ -21,10 +21,13 @@ from gems.bulk.jobs import Job
 from gems.bulk.journal import Journal
 from gems.bulk.limits import Limits
 from gems.bulk.results import Claim
+from gems.errors import BackendError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsInput, Usage
 from gems.memory.image_store import ImageStore
+from gems.models.generators import ASKS, ImageRequest, StepCallback
+from gems.nodes.retry import RETRY
 
 
 @pytest.mark.parametrize(
@@ -95,3 +98,40 @@ def test_images_that_no_checkpoint_holds_since_the_database_failed_are_told_and_
     again = worker.run(job)
     assert again is not None
     assert (again["usage"]["images"], len(generator.requests)) == (2, 4)
+
+
+class _Loses:
+    """A server's client that loses each image, so that the graph's retry policy has the step done again."""
+
+    name, fingerprint, edits, draws_for_many = "loses", "1", False, True
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self.asked, self.known = 0, list[int]()
+
+    def generate(self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None) -> list[Any]:
+        assert ASKS.get()(True)
+        self.asked += len(requests)
+        self.known.append(Journal(self._path).lost_with(self._key, 1, Usage()))
+        ASKS.get()(None)
+        raise BackendError("the connection was lost", retryable=True)
+
+
+def test_what_the_retry_policy_asks_for_again_is_written_down_before(tmp_path: Path) -> None:
+    path, images = tmp_path / "begun.jsonl", ImageStore(tmp_path / "images")
+    saver, job = InMemorySaver(), Job(0, "two cats", 7)
+    generator = _Loses(path, job.key)
+    context = GemsContext(memory=False, plan=False, skills=False, seed=1, max_rounds=1)
+    graph = build_graph(
+        mllm=light_models.make_chat(None),
+        generator=generator,
+        checkpointer=saver,
+        images=images,
+        retry=RETRY._replace(initial_interval=0.001, max_interval=0.001),
+    )
+    worker = Worker(Claim("batch", "settings"), graph, saver, context, {}, images)
+    account = AccountStart(path, Limits(), Usage(), Usage(), {}, 1, 1).open()
+    row = run_within(account, worker, job)
+    assert row is not None
+    assert row["usage"]["images"] == generator.asked == 3
+    assert (generator.known, account.lost_images) == ([1, 2, 3], 0)
