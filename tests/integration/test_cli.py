@@ -171,6 +171,30 @@ def test_a_run_that_a_server_has_ended_goes_on_with_its_image(tmp_path: Path) ->
             assert len(json.load(log)["seen"]) == 1
 
 
+@pytest.mark.parametrize("command", ["generate", "batch"])
+def test_what_the_planner_says_beside_a_refused_decomposer_is_paid_once(command: str, tmp_path: Path) -> None:
+    home, out, file = tmp_path / "home", tmp_path / "out", tmp_path / "prompts.txt"
+    file.write_text(f"{PROMPT}\n")
+    with serving() as chat_server:
+        endpoint = ChatEndpoint(chat_server, "unpaid-requirements")
+        models = ("--mllm", "openai:pocket", "--chat-option", f"base_url={endpoint.options.base_url}")
+        keys = ("--chat-option", "api_key=sk-mine")
+        start = ("generate", PROMPT, "--seed", 7) if command == "generate" else ("batch", "run", file)
+        again: list[Any] = [*start, *models, "--max-rounds", 1, "--out", out]
+        for code in (3, 3, 3, 0):  # the server refuses three times
+            result = gems(*again, *keys, "--json", home=home)
+            assert result.returncode == code, result.stderr
+            if command == "generate" and code == 3:
+                again = shlex.split(result.stderr.splitlines()[-1].partition("go on from there: gems ")[2])
+        forms = [entry["form"] for entry in endpoint.log]
+    row = json.loads(result.stdout if command == "generate" else (out / "results.jsonl").read_text().splitlines()[-1])
+    # The planner reads skills once and plans once.
+    assert [forms.count(form) for form in ("Requirements", "Plan")] == [4, 2]
+    assert {"counting", "spatial-layout"} <= {*row["skills"]}
+    assert row["errors"] == []
+    assert (row["usage"]["images"], row["usage"]["chat_calls"]) == (1, len(forms))
+
+
 BAD_INPUT: list[tuple[list[Any], str]] = [
     ([""], "prompt is empty"),
     (["a blue dragon"], "dragon"),
