@@ -195,6 +195,49 @@ def test_what_the_planner_says_beside_a_refused_decomposer_is_paid_once(command:
     assert (row["usage"]["images"], row["usage"]["chat_calls"]) == (1, len(forms))
 
 
+def test_a_run_goes_on_by_the_printed_line_with_the_options_of_single_roles(tmp_path: Path) -> None:
+    with serving() as chat_server:
+        endpoints = {role: ChatEndpoint(chat_server, "fine") for role in ("", "planner.", "verifier.")}
+        endpoints["decomposer."] = ChatEndpoint(chat_server, "unpaid-requirements")
+        addresses = {f"{role}base_url": str(endpoint.options.base_url) for role, endpoint in endpoints.items()}
+        own = {**addresses, "verifier.extra_body": '{"top_k": 3}'}
+        options = [part for name, value in own.items() for part in ("--chat-option", f"{name}={value}")]
+        keys = ("--chat-option", "api_key=sk-mine")
+        start = (
+            "generate",
+            PROMPT,
+            "--seed",
+            7,
+            "--mllm",
+            "openai:pocket",
+            "--max-rounds",
+            1,
+            "--out",
+            tmp_path / "out",
+        )
+        result = gems(*start, *options, *keys, "--no-skills", "--quiet", home=tmp_path / "home")
+        assert result.returncode == 3, result.stderr
+        shown = shlex.split(result.stderr.splitlines()[-1].partition("go on from there: gems ")[2])
+        assert sorted(shown[4::2]) == sorted(options[1::2])
+        needed = gems(*shown[:3], *options[2:4], "--chat-option", options[1], *keys, home=tmp_path / "home")
+        assert needed.returncode == 2
+        missing = ("decomposer.base_url=ADDRESS", "verifier.base_url=ADDRESS", "verifier.extra_body=JSON")
+        names = ", ".join(f"--chat-option {name}" for name in missing)
+        assert f"was made with {names}, which no record keeps: give them again" in needed.stderr
+        for code in (3, 3, 0):
+            result = gems(*shown, *keys, home=tmp_path / "home")
+            assert result.returncode == code, result.stderr
+        forms = {role: [entry["form"] for entry in endpoint.log] for role, endpoint in endpoints.items()}
+        bodies = [entry["request"].get("top_k") for entry in endpoints["verifier."].log]
+    assert {role: {*names} for role, names in forms.items()} == {
+        "": set(),
+        "planner.": {"Plan"},
+        "decomposer.": {"Requirements"},
+        "verifier.": {"Verdicts"},
+    }
+    assert {*bodies} == {3}
+
+
 BAD_INPUT: list[tuple[list[Any], str]] = [
     ([""], "prompt is empty"),
     (["a blue dragon"], "dragon"),
