@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from servers.waiting import wait_until
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 SLOW = pytest.mark.slow
+NUMBERS = ("one", "two", "three", "four", "five", "six")
 PROMPT = "three blue cars to the left of a striped elephant"
 
 
@@ -236,6 +238,43 @@ def test_a_run_goes_on_by_the_printed_line_with_the_options_of_single_roles(tmp_
         "verifier.": {"Verdicts"},
     }
     assert {*bodies} == {3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (0, ("generate", "two red cars", "--seed", 7, "--no-memory")),
+        (0, ("generate", "two red cars", "--seed", 7, "--no-memory", "--json", "--quiet")),
+        (4, ("batch", "run", "prompts.txt", "--total-images", 12)),
+        (2, ("batch", "run", "prompts.txt")),
+        (0, ("eval", "grammar", "--n", 1, "--arms", "single", "--scorer", "soft-tifa", "--judge", "pocket")),
+        (2, ("generate", "")),
+        (0, ("graph",)),
+    ],
+    ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, tuple) else str(value),
+)
+def test_the_work_is_done_and_its_exit_code_told_though_the_reader_is_gone(
+    code: int, command: tuple[object, ...], tmp_path: Path
+) -> None:
+    # The batch's last prompt cannot be drawn; a line is printed after every tenth.
+    (tmp_path / "prompts.txt").write_text("".join(f"{n} red cars\n" for n in NUMBERS) * 2 + "a blue dragon\n")
+    options = ("--out", tmp_path / "out") if command[0] != "graph" else ()
+    small = ("--max-rounds", 1, "--no-plan", "--no-skills", "--concurrency", 1) if command[0] == "batch" else ()
+    environment = {**os.environ, "GEMS_HOME": str(tmp_path / "home")}
+    ends = [os.pipe(), os.pipe()]
+    for reader, _ in ends:
+        os.close(reader)
+    try:
+        line = [sys.executable, "-m", "gems", *map(str, (*command, *small, *options))]
+        result = subprocess.run(line, stdout=ends[0][1], stderr=ends[1][1], env=environment, cwd=tmp_path, check=False)
+    finally:
+        for _, writer in ends:
+            os.close(writer)
+    assert result.returncode == code
+    if command[0] == "batch":
+        rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+        assert len(rows) == (12 if code == 4 else 13)
 
 
 BAD_INPUT: list[tuple[list[Any], str]] = [
