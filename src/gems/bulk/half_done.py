@@ -60,16 +60,22 @@ class HalfDone:
         for key in list(journal.open.elements()):
             run = self.spent(key)
             usage = run.usage if run else Usage()
-            lost_images = journal.lost_with(key, self.candidates, usage) if self.is_drawing(key) else 0
+            # What a step has spent that failed is in the checkpoint behind it, which the kill may have prevented.
+            is_drawing = self.is_drawing(key, or_has_failed=True)
+            lost_images = journal.lost_with(key, self.candidates, usage) if is_drawing else 0
             yield Killed(key, run, lost_images)
 
-    def is_drawing(self, key: str) -> bool:
+    def is_drawing(self, key: str, *, or_has_failed: bool = False) -> bool:
         """Whether a run was in a step that draws when it was killed, or its database failed.
 
         No checkpoint says of such a step that it has ended, be it with images or with an error.
+
+        Args:
+            key: The prompt's.
+            or_has_failed: Whether a step counts, too, that has ended with an error.
         """
         steps = [task for task in self.state(key).tasks if task.name in ("generator", "editor")]
-        return any(step.result is None and not step.error for step in steps)
+        return any(step.result is None and (or_has_failed or not step.error) for step in steps)
 
 
 @contextmanager

@@ -58,6 +58,24 @@ def test_a_step_that_has_ended_before_a_kill_counts_once(
     assert (spent.images, spent.chat_calls) == (more.images, more.chat_calls)
 
 
+@pytest.mark.parametrize(("channel", "lost_images"), [(None, 2), ("__error__", 2), ("usage", 0)])
+def test_the_images_of_a_step_that_was_killed_may_be_lost_until_a_checkpoint_counts_them(
+    channel: str | None, lost_images: int, tmp_path: Path
+) -> None:
+    saver, journal = InMemorySaver(), Journal(tmp_path / "begun.jsonl")
+    half_done = HalfDone(build_graph(checkpointer=saver), "batch", 2)
+    config: RunnableConfig = {"configurable": {"thread_id": half_done.thread("key")}}
+    context = GemsContext(memory=False, plan=False, seed=1, candidates=2)
+    journal.begin("key")
+    half_done.graph.invoke(GemsInput(prompt="a red car"), config, context=context, interrupt_before=["generator"])
+    [task], before = half_done.state("key").tasks, half_done.state("key")
+    if channel:
+        written = Usage(images=2) if channel == "usage" else "BackendError('no answer, three times')"
+        saver.put_writes(before.config, [(channel, written)], task.id)
+    [killed] = half_done.killed(journal)
+    assert killed.lost_images == lost_images
+
+
 class _GoneAtImages(InMemorySaver):
     """A database that has gone when the first images are to be written down, and is back afterwards."""
 
