@@ -67,8 +67,13 @@ def limit_of(last: Attempt, usage: Usage, context: GemsContext) -> Outcome | Non
 
 
 def after_intake(state: GemsState) -> Sequence[Literal["retrieve_memory", "decomposer", "store_memory"]]:
-    """To memory and the decomposer, in parallel; straight to the end if an earlier run's image is reused."""
-    return ["store_memory"] if state.get("outcome") else ["retrieve_memory", "decomposer"]
+    """To memory and the decomposer, in parallel; straight to the end if an earlier run's image is reused.
+
+    A run that is reopened since its decomposer had failed may have the planner's draft already.
+    """
+    if state.get("outcome"):
+        return ["store_memory"]
+    return ["decomposer"] if proposals_of(state) else ["retrieve_memory", "decomposer"]
 
 
 def drawing_of(state: GemsState) -> list[Send]:

@@ -20,6 +20,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, GemsState, Usage
 from gems.models.calling import CALL, REQUESTS
 from gems.models.deadlines import MAY_SEND, SENDS
+from gems.models.generators import FURTHER_IMAGES
 from gems.stopping import WaitEnded
 
 __all__ = [
@@ -122,6 +123,9 @@ class Meter(BaseCallbackHandler):
             total = self._total_of_team.model_copy(update={"seconds": 0.0})
             has_room = self._budget.exhausted(total, images=count) is None
             self.images.update(reserved if has_room else ())
+            images = self._total_of_team.images
+        if has_room and reserved and images - self._before.images > self._context.images_per_round:
+            FURTHER_IMAGES.get()(images)
         return has_room
 
     def exhausted(self, *, chat_calls: int = 1) -> bool:

@@ -39,6 +39,7 @@ __all__ = [
     "names_more_than_a_model",
     "operator_marks",
     "operator_values",
+    "option_of",
     "without_login",
 ]
 
@@ -99,7 +100,16 @@ def operator_values(settings: BaseModel, prefix: str = "") -> Iterator[OperatorV
             yield from operator_values(value, f"{path}.")
         elif name in marks and marks[name].applies(value):
             text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-            yield OperatorValue(path, marks[name].kind or path, text, marks[name].option)
+            yield OperatorValue(path, marks[name].kind or path, text, option_of(path, marks[name]))
+
+
+def option_of(path: str, mark: OperatorOnly) -> str:
+    """How the command line gives the setting at a path; one of a single role has the role in front of its name."""
+    group, _, rest = path.partition(".")
+    if group != "role_options":
+        return mark.option
+    flag, _, pair = mark.option.partition(" ")
+    return f"{flag} {rest.partition('.')[0]}.{pair}"
 
 
 def model_value(name: str) -> OperatorValue:

@@ -369,6 +369,20 @@ def test_status_and_the_next_start_give_the_same_account_after_any_kill(painter:
     assert summary["images"] == account(batch.status())[0] == 36
 
 
+def test_images_that_are_asked_for_again_count_at_a_kill(painter: Painter, tmp_path: Path) -> None:
+    """Each image is asked for up to three times, and each time may be charged; no total is exceeded by them."""
+    options = ("--max-rounds", 3, "--candidates", 3, "--concurrency", 1, "--total-images", 7)
+    batch = BatchFolder(tmp_path, painter, *options, behaviour="sinking")
+    batch.write(PROMPTS[:4])
+    with forked.gems_process(*batch.command(), home=batch.home) as process:
+        wait_until(lambda: len(painter.requests()) == 7, lambda: "too little was asked for")
+        process.kill()
+    assert account(batch.status())[:2] == (0, 7)
+    batch.run(code=4)
+    assert account(batch.status())[:2] == (0, 7)
+    assert len(painter.requests()) == 7
+
+
 def test_half_finished_prompts_without_their_checkpoints_are_told(painter: Painter, tmp_path: Path) -> None:
     batch = BatchFolder(tmp_path, painter, "--max-rounds", 2, "--concurrency", 2, behaviour="slow")
     batch.write(PROMPTS[:2])

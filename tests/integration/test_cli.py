@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -26,6 +27,7 @@ from servers.waiting import wait_until
 
 CommandLine = Callable[..., subprocess.CompletedProcess[str]]
 SLOW = pytest.mark.slow
+NUMBERS = ("one", "two", "three", "four", "five", "six")
 PROMPT = "three blue cars to the left of a striped elephant"
 
 
@@ -169,6 +171,110 @@ def test_a_run_that_a_server_has_ended_goes_on_with_its_image(tmp_path: Path) ->
         assert (record["usage"]["images"], record["usage"]["chat_calls"], record["errors"]) == (1, 5, [])
         with urlopen(f"{painter}/log") as log:
             assert len(json.load(log)["seen"]) == 1
+
+
+@pytest.mark.parametrize("command", ["generate", "batch"])
+def test_what_the_planner_says_beside_a_refused_decomposer_is_paid_once(command: str, tmp_path: Path) -> None:
+    home, out, file = tmp_path / "home", tmp_path / "out", tmp_path / "prompts.txt"
+    file.write_text(f"{PROMPT}\n")
+    with serving() as chat_server:
+        endpoint = ChatEndpoint(chat_server, "unpaid-requirements")
+        models = ("--mllm", "openai:pocket", "--chat-option", f"base_url={endpoint.options.base_url}")
+        keys = ("--chat-option", "api_key=sk-mine")
+        start = ("generate", PROMPT, "--seed", 7) if command == "generate" else ("batch", "run", file)
+        again: list[Any] = [*start, *models, "--max-rounds", 1, "--out", out]
+        for code in (3, 3, 3, 0):  # the server refuses three times
+            result = gems(*again, *keys, "--json", home=home)
+            assert result.returncode == code, result.stderr
+            if command == "generate" and code == 3:
+                again = shlex.split(result.stderr.splitlines()[-1].partition("go on from there: gems ")[2])
+        forms = [entry["form"] for entry in endpoint.log]
+    row = json.loads(result.stdout if command == "generate" else (out / "results.jsonl").read_text().splitlines()[-1])
+    # The planner reads skills once and plans once.
+    assert [forms.count(form) for form in ("Requirements", "Plan")] == [4, 2]
+    assert {"counting", "spatial-layout"} <= {*row["skills"]}
+    assert row["errors"] == []
+    assert (row["usage"]["images"], row["usage"]["chat_calls"]) == (1, len(forms))
+
+
+def test_a_run_goes_on_by_the_printed_line_with_the_options_of_single_roles(tmp_path: Path) -> None:
+    with serving() as chat_server:
+        endpoints = {role: ChatEndpoint(chat_server, "fine") for role in ("", "planner.", "verifier.")}
+        endpoints["decomposer."] = ChatEndpoint(chat_server, "unpaid-requirements")
+        addresses = {f"{role}base_url": str(endpoint.options.base_url) for role, endpoint in endpoints.items()}
+        own = {**addresses, "verifier.extra_body": '{"top_k": 3}'}
+        options = [part for name, value in own.items() for part in ("--chat-option", f"{name}={value}")]
+        keys = ("--chat-option", "api_key=sk-mine")
+        start = (
+            "generate",
+            PROMPT,
+            "--seed",
+            7,
+            "--mllm",
+            "openai:pocket",
+            "--max-rounds",
+            1,
+            "--out",
+            tmp_path / "out",
+        )
+        result = gems(*start, *options, *keys, "--no-skills", "--quiet", home=tmp_path / "home")
+        assert result.returncode == 3, result.stderr
+        shown = shlex.split(result.stderr.splitlines()[-1].partition("go on from there: gems ")[2])
+        assert sorted(shown[4::2]) == sorted(options[1::2])
+        needed = gems(*shown[:3], *options[2:4], "--chat-option", options[1], *keys, home=tmp_path / "home")
+        assert needed.returncode == 2
+        missing = ("decomposer.base_url=ADDRESS", "verifier.base_url=ADDRESS", "verifier.extra_body=JSON")
+        names = ", ".join(f"--chat-option {name}" for name in missing)
+        assert f"was made with {names}, which no record keeps: give them again" in needed.stderr
+        for code in (3, 3, 0):
+            result = gems(*shown, *keys, home=tmp_path / "home")
+            assert result.returncode == code, result.stderr
+        forms = {role: [entry["form"] for entry in endpoint.log] for role, endpoint in endpoints.items()}
+        bodies = [entry["request"].get("top_k") for entry in endpoints["verifier."].log]
+    assert {role: {*names} for role, names in forms.items()} == {
+        "": set(),
+        "planner.": {"Plan"},
+        "decomposer.": {"Requirements"},
+        "verifier.": {"Verdicts"},
+    }
+    assert {*bodies} == {3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (0, ("generate", "two red cars", "--seed", 7, "--no-memory")),
+        (0, ("generate", "two red cars", "--seed", 7, "--no-memory", "--json", "--quiet")),
+        (4, ("batch", "run", "prompts.txt", "--total-images", 12)),
+        (2, ("batch", "run", "prompts.txt")),
+        (0, ("eval", "grammar", "--n", 1, "--arms", "single", "--scorer", "soft-tifa", "--judge", "pocket")),
+        (2, ("generate", "")),
+        (0, ("graph",)),
+    ],
+    ids=lambda value: " ".join(map(str, value[:1])) if isinstance(value, tuple) else str(value),
+)
+def test_the_work_is_done_and_its_exit_code_told_though_the_reader_is_gone(
+    code: int, command: tuple[object, ...], tmp_path: Path
+) -> None:
+    # The batch's last prompt cannot be drawn; a line is printed after every tenth.
+    (tmp_path / "prompts.txt").write_text("".join(f"{n} red cars\n" for n in NUMBERS) * 2 + "a blue dragon\n")
+    options = ("--out", tmp_path / "out") if command[0] != "graph" else ()
+    small = ("--max-rounds", 1, "--no-plan", "--no-skills", "--concurrency", 1) if command[0] == "batch" else ()
+    environment = {**os.environ, "GEMS_HOME": str(tmp_path / "home")}
+    ends = [os.pipe(), os.pipe()]
+    for reader, _ in ends:
+        os.close(reader)
+    try:
+        line = [sys.executable, "-m", "gems", *map(str, (*command, *small, *options))]
+        result = subprocess.run(line, stdout=ends[0][1], stderr=ends[1][1], env=environment, cwd=tmp_path, check=False)
+    finally:
+        for _, writer in ends:
+            os.close(writer)
+    assert result.returncode == code
+    if command[0] == "batch":
+        rows = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+        assert len(rows) == (12 if code == 4 else 13)
 
 
 BAD_INPUT: list[tuple[list[Any], str]] = [

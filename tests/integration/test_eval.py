@@ -180,6 +180,26 @@ def test_images_that_were_lost_on_their_way_count_for_an_arm_without_a_graph(fau
             assert figures["images_per_prompt"] == requests / 2
 
 
+@pytest.mark.slow
+def test_images_that_are_asked_for_again_count_at_a_kill_of_an_arm_without_a_graph(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with serving("image_server.py") as painter:
+        generator = ("--generator", f"{painter}/worn/draw", "--scorer", "soft-tifa", "--judge", "pocket")
+        command = ("eval", "grammar", "--n", 2, "--arms", "single", *generator, "--out", out)
+
+        def requests() -> int:
+            with urllib.request.urlopen(f"{painter}/log") as answer:
+                return len(json.load(answer)["seen"])
+
+        with forked.gems_process(*command, home=tmp_path / "home") as process:
+            wait_until(lambda: requests() >= 5, lambda: "too little was asked for")
+            process.kill()
+        gems(*command, home=tmp_path / "home")
+        figures = json.loads((out / "report.json").read_text())["arms"]["single"]
+        counted = ResultsFile(out / "arms" / "single" / "results.jsonl").usage.images
+        assert requests() <= counted + figures.get("images_in_flight_at_a_kill_at_most", 0)
+
+
 class _LosesThenIsBusy(BaseHTTPRequestHandler):
     """Sends half an image, then wants a long wait, and is well again once ``healed``."""
 

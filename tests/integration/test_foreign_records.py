@@ -293,7 +293,7 @@ def test_a_run_is_resumed_with_the_options_that_its_first_line_shows(image_serve
     again = gems(tmp_path / "home", *shown, "--json", code=1)
     assert "this run had ended already" in again.stderr
     other = [*shown, "--chat-option", f"base_url={image_server}/fine~again/v1"]
-    assert "was not begun with chat_options.base_url" in gems(tmp_path / "home", *other, code=2).stderr
+    assert "was not begun with --chat-option base_url=ADDRESS" in gems(tmp_path / "home", *other, code=2).stderr
     steps = gems(tmp_path / "home", *shown, "--generator-option", "steps=4", code=2).stderr
     assert "leave out --generator-option steps" in steps
 

@@ -553,6 +553,38 @@ def test_a_refused_account_ends_the_run_where_it_is_noticed(
     assert len(values["attempts"]) == len(generator.requests) <= images + 1
 
 
+@pytest.mark.parametrize("failing_turn", [None, 0, 1])
+@pytest.mark.parametrize("refusal", [REFUSALS[1], BackendError("server down", retryable=False)])
+def test_what_the_planner_has_read_and_written_beside_a_failed_decomposer_is_kept(
+    tmp_path: Path, refusal: BackendError, failing_turn: int | None
+) -> None:
+    """The planner itself may fail too, before or after it has read skills."""
+    has_failed, plans = [False], list[int]()
+
+    def decompose(messages: Any, index: int) -> Any:
+        return script()("Requirements", messages, index) if has_failed[0] else refusal
+
+    def plan(messages: list[Any], index: int) -> Any:
+        turn = sum(isinstance(message, ToolMessage) for message in messages)
+        if turn == failing_turn and not has_failed[0]:
+            return refusal
+        plans.append(turn)
+        return {"prompt": with_user_prompt("planned prompt")} if turn else [("counting", {})]
+
+    answers = script(Requirements=decompose, Plan=plan, Verdicts=lambda m, i: verdicts(m, "yes"))
+    run = Run(tmp_path, ScriptedChatModel(script=answers), checkpointer=InMemorySaver())
+    for starts in (1, 2):
+        values = run_thread(run.graph, "t", PROMPT, NO_MEMORY)
+        assert values["outcome"] == "failed"
+        assert run.mllm.count("Requirements") == starts
+        reopen_failed(run.graph, "t")
+    has_failed[0] = True
+    values = run_thread(run.graph, "t", PROMPT, NO_MEMORY)
+    assert (values["outcome"], values["errors"], plans) == ("solved", [], [0, 1])
+    assert (values["skills"], values["attempts"][0].prompt) == (["counting"], with_user_prompt("planned prompt"))
+    assert values["usage"].chat_calls == len(run.mllm.calls)
+
+
 def test_without_requirements_no_image_is_spent(tmp_path: Path) -> None:
     run = Run(tmp_path, ScriptedChatModel(script=script(Requirements=lambda m, i: DOWN)))
     out = run()

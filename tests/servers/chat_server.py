@@ -135,9 +135,9 @@ class Handler(BaseHTTPRequestHandler):
             return 400, _error("logprobs are not available for this model")
         if fault == "blind" and _images(request):
             return 500, _error("image input is not supported - hint: you may need to provide the mmproj")
-        if fault == "unpaid-verdicts" and _schema_name(request) == "Verdicts":
+        if (schema := _schema_name(request)) and fault == f"unpaid-{schema.lower()}":
             with LOCK:  # the first three only, as if somebody had paid then
-                is_unpaid = TRIES[f"{self.path.lstrip('/').partition('/')[0]} Verdicts"] <= 3
+                is_unpaid = TRIES[f"{self.path.lstrip('/').partition('/')[0]} {schema}"] <= 3
             return (402, _error("insufficient credits")) if is_unpaid else None
         if fault == "verdict-then-down" and _schema_name(request) == "Verdicts":
             with LOCK:

@@ -144,7 +144,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self._json(429, {"error": {"message": "slow down"}}, {"Retry-After": "50"})
             case "shaky" if n <= 2:
                 return self._json(500, {"detail": "worker died"})
-            case "worn":
+            case "sinking" if n > 4:
+                time.sleep(60)
+            case "worn" | "sinking":
                 return self._json(500, {"detail": "worker died"})
             case "broken":
                 return self._json(503, {"detail": "no GPU left"})

@@ -53,8 +53,9 @@ class Account:
     def __init__(self, allowance: Allowance, journal: Journal, images_per_step: int) -> None:
         self._allowance, self._journal, self._images_per_step = allowance, journal, images_per_step
         self._changed = threading.Condition()
-        self._died: set[str] = set()
-        """Prompts whose worker has died and that have not begun again: in the journal, they are open."""
+        self._died: dict[str, int] = {}
+        """By key, the most images that were lost with the worker of a prompt that has not begun again: in the journal,
+        it is open."""
 
     @property
     def usage(self) -> Usage:
@@ -65,7 +66,7 @@ class Account:
     @property
     def lost_images(self) -> int:
         """The most images that were in flight when a process was killed, and may have been paid for."""
-        return self._journal.lost_images + len(self._died) * self._images_per_step
+        return self._journal.lost_images + sum(self._died.values())
 
     @property
     def limit_reached(self) -> str | None:
@@ -79,13 +80,12 @@ class Account:
         a new share of what is left without them, or else the limit would be exceeded by them.
         """
         if self._allowance.restart(key, before):
-            self._allowance.lose(self._images_per_step)
-            self._died.add(key)
+            self._died[key] = self._journal.lost_with(key, self._images_per_step, before)
+            self._allowance.lose(self._died[key])
         share = self._allowance.begin(key, before)
         if isinstance(share, Share):
             if key in self._died:
-                self._died.remove(key)
-                self._journal.lose(self._images_per_step)
+                self._journal.lose(key, self._died.pop(key))
             elif not self._journal.open[key]:
                 self._journal.begin(key)
         return share
@@ -104,15 +104,21 @@ class Account:
         """See ``Allowance.has_begun``."""
         return self._allowance.has_begun(key)
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
+    def ask(self, key: str, images: int) -> None:
+        """See ``Journal.ask``."""
+        self._journal.ask(key, images)
+
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, is_drawing: bool = False) -> None:
         """Count what a prompt's run has used.
 
         Args:
             key: The prompt's.
             run: What its run has used, by its checkpoint; None if it has none.
             row: Its result, if it has one.
-            lost_images: Images that may have been paid for, and are in no checkpoint.
+            is_drawing: Whether it was drawing images when its database failed: they are in no checkpoint.
         """
+        usage = run.usage if run else Usage()
+        lost_images = self._journal.lost_with(key, self._images_per_step, usage) if is_drawing else 0
         is_over = row is None or "stopped_by_total" not in row
         self._allowance.finish(key, run.usage + run.interrupted if run else Usage(), is_over=is_over)
         if lost_images:

@@ -49,7 +49,7 @@ from gems.graph.state import Attempt, GemsState, Usage
 from gems.memory.image_store import ImageStore
 from gems.memory.opening import database_of
 from gems.models.batching import BatchingGenerator
-from gems.models.generators import ImageGenerator, Local
+from gems.models.generators import FURTHER_IMAGES, ImageGenerator, Local
 from gems.models.registry import POCKET, init_image_generator
 from gems.nodes.meter import settle_run
 from gems.nodes.retry import is_backend_failure
@@ -273,7 +273,11 @@ class SharesOut(Protocol):
         """See ``Account.wait_to_begin``."""
         ...
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
+    def ask(self, key: str, images: int) -> None:
+        """See ``Account.ask``."""
+        ...
+
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, is_drawing: bool = False) -> None:
         """See ``Account.finish``."""
         ...
 
@@ -291,15 +295,26 @@ def run_within(account: SharesOut, worker: Worker, job: Job) -> BatchRow | None:
         share = account.wait_to_begin(job.key, before, lambda: worker.stop.is_requested)
         if share is None:
             return row
-        row = worker.run(job, share)
+        with _noting_images(partial(account.ask, job.key)):
+            row = worker.run(job, share)
         run = worker.half_done.spent(job.key) if row is None else _run_of(row)
         if run is not None:
             run = run.model_copy(update={"interrupted": settle_run(run.run_id)})
         # An error of no step: the checkpoint of what it drew could not be written.
-        lost_images = worker.half_done.lost_images(job.key) if row is not None and "outcome" not in row else 0
-        account.finish(job.key, run, row, lost_images=lost_images)
+        is_drawing = row is not None and "outcome" not in row and worker.half_done.is_drawing(job.key)
+        account.finish(job.key, run, row, is_drawing=is_drawing)
         if row is None or "stopped_by_total" not in row:
             return row
+
+
+@contextmanager
+def _noting_images(note: Callable[[int], None]) -> Iterator[None]:
+    """Call a function with the images that a run in the block has asked for, before it asks for lost ones again."""
+    token = FURTHER_IMAGES.set(note)
+    try:
+        yield
+    finally:
+        FURTHER_IMAGES.reset(token)
 
 
 def _run_of(row: BatchRow) -> PartialRun | None:
@@ -632,7 +647,8 @@ def run_jobs(
             stopped_run = journal.runs.get(job.key)
             earlier = larger_usage(record.recorded(job.key), stopped_run.usage if stopped_run else Usage())
             journal.begin(job.key)
-            row = work(job)
+            with _noting_images(partial(journal.ask, job.key)):
+                row = work(job)
             usage = earlier + (row if isinstance(row, Usage) else usage_of(row))
             if isinstance(row, Usage):
                 journal.end(job.key, PartialRun(key=job.key, run_id=job.key, usage=usage))
@@ -650,13 +666,16 @@ def run_jobs(
 
 
 def _journal_of_images(path: Path, record: ResultsFile, jobs: Sequence[Job]) -> Journal:
-    """The journal of jobs that ask for one image each. What was begun and has no result was killed, with its image."""
+    """The journal of jobs that ask for one image each. What was begun and has no result was killed, with its image.
+
+    ``Journal.ask`` is told what the latest try of a job has asked for, which nothing else has counted.
+    """
     journal = Journal(path)
     # Nothing may follow half a line, which a kill can leave.
     journal.compact(lambda run: record.unrecorded(run) == Usage())
     finished = {job.key for job in jobs if record.is_done(job)}
     for key in list(journal.open.elements()):
-        journal.end(key, lost_images=int(key not in finished))
+        journal.end(key, lost_images=0 if key in finished else journal.lost_with(key, 1, Usage()))
     return journal
 
 

@@ -11,6 +11,7 @@ from langgraph.types import StateSnapshot
 
 from gems.bulk.journal import Journal, PartialRun
 from gems.graph.builder import GemsGraph, build_graph
+from gems.graph.state import Usage
 from gems.runs.checkpoints import read_checkpoints
 
 __all__ = ["HalfDone", "Killed", "read_half_done"]
@@ -57,15 +58,24 @@ class HalfDone:
     def killed(self, journal: Journal) -> Iterator[Killed]:
         """The prompts that have begun and not ended, for a batch that nobody works on."""
         for key in list(journal.open.elements()):
-            yield Killed(key, self.spent(key), self.lost_images(key))
+            run = self.spent(key)
+            usage = run.usage if run else Usage()
+            # What a step has spent that failed is in the checkpoint behind it, which the kill may have prevented.
+            is_drawing = self.is_drawing(key, or_has_failed=True)
+            lost_images = journal.lost_with(key, self.candidates, usage) if is_drawing else 0
+            yield Killed(key, run, lost_images)
 
-    def lost_images(self, key: str) -> int:
-        """The most images that a run may have asked for when it was killed, or its database failed.
+    def is_drawing(self, key: str, *, or_has_failed: bool = False) -> bool:
+        """Whether a run was in a step that draws when it was killed, or its database failed.
 
-        They are those of a step that no checkpoint says to have ended, be it with images or with an error.
+        No checkpoint says of such a step that it has ended, be it with images or with an error.
+
+        Args:
+            key: The prompt's.
+            or_has_failed: Whether a step counts, too, that has ended with an error.
         """
         steps = [task for task in self.state(key).tasks if task.name in ("generator", "editor")]
-        return self.candidates if any(step.result is None and not step.error for step in steps) else 0
+        return any(step.result is None and (or_has_failed or not step.error) for step in steps)
 
 
 @contextmanager

@@ -47,6 +47,10 @@ class _Entry(BaseModel):
     """Images that may have been paid for, and are in no result: they were in flight when a process was killed."""
     interrupted: BoundedUsage = Usage()
     """See ``PartialRun.interrupted``."""
+    asks: str = ""
+    """The key of a prompt for which more images are asked for than a step draws, since earlier ones are lost."""
+    images: Annotated[NonNegativeInt, Field(le=MAX_USAGE)] = 0
+    """All images that its run has asked for by then."""
 
 
 @dataclass
@@ -54,12 +58,15 @@ class Journal:
     """``begun.jsonl``: a line when a prompt begins, and another one when it ends.
 
     A prompt that has begun and not ended was killed, or is in flight. What was killed may have cost as many images as
-    its process had asked for at that moment, and nobody has them.
+    its process had asked for at that moment, and nobody has them: those that a step draws, and, where some were lost
+    and asked for again, as many as another kind of line says.
     """
 
     path: Path
     open: Counter[str] = field(default_factory=Counter)
     """How often each prompt has begun without having ended, by key."""
+    asked_images: dict[str, int] = field(default_factory=dict)
+    """Images that the runs of open prompts have asked for, where some were asked for again, by key."""
     runs: dict[str, PartialRun] = field(default_factory=dict)
     """What runs had spent when the file was opened, by run id."""
     lost_images: int = 0
@@ -90,9 +97,27 @@ class Journal:
         run = run and run.model_copy(update={"interrupted": Usage()})
         self._write(_Entry(end=key, run=run, lost_images=lost_images, interrupted=interrupted))
 
-    def lose(self, images: int) -> None:
-        """Note images that may have been paid for when the worker of a prompt died that goes on."""
-        self._write(_Entry(lost_images=images))
+    def ask(self, key: str, images: int) -> None:
+        """Note that a prompt's run has asked for so many images in all, before it asks for the last of them.
+
+        Once this returns, a crash of the machine does not lose it. Nothing need be noted as long as the run's latest
+        step has asked for no more images than it draws.
+        """
+        self._write(_Entry(asks=key, images=images), flush=True)
+
+    def lose(self, key: str, images: int) -> None:
+        """Note images that may have been paid for when the worker of a prompt died that goes on: it begins again."""
+        self._write(_Entry(end=key, begin=key, lost_images=images))
+
+    def lost_with(self, key: str, images: int, usage: Usage) -> int:
+        """The most images that an open prompt may have cost without having them.
+
+        Args:
+            key: The prompt's.
+            images: How many its latest step draws.
+            usage: What its run has spent before that step, by its checkpoint.
+        """
+        return max(images, self.asked_images.get(key, 0) - usage.images)
 
     def compact(self, is_recorded: Callable[[PartialRun], bool]) -> None:
         """Rewrite the file without what the results say too. For the one process that writes, before it begins.
@@ -107,6 +132,7 @@ class Journal:
         if self.interrupted != Usage():
             entries.append(_Entry(interrupted=self.interrupted))
         entries += [_Entry(begin=key) for key in self.open.elements()]
+        entries += [_Entry(asks=key, images=images) for key, images in self.asked_images.items()]
         if entries:
             write_atomically(self.path, b"".join(map(_line, entries)))
         else:
@@ -124,6 +150,9 @@ class Journal:
             self.open[entry.end] -= 1
             if self.open[entry.end] <= 0:
                 del self.open[entry.end]
+            self.asked_images.pop(entry.end, None)
+        if entry.asks:
+            self.asked_images[entry.asks] = max(entry.images, self.asked_images.get(entry.asks, 0))
         self.lost_images += entry.lost_images
         self.interrupted += entry.interrupted
 

@@ -52,9 +52,13 @@ class Coordinator:
             return "stop"
         return self._account.begin(key, before)
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
+    def ask(self, key: str, images: int) -> None:
+        """See ``Account.ask``."""
+        self._account.ask(key, images)
+
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, is_drawing: bool = False) -> None:
         """See ``Account.finish``."""
-        self._account.finish(key, run, row, lost_images=lost_images)
+        self._account.finish(key, run, row, is_drawing=is_drawing)
 
     def limit_reached(self) -> str | None:
         """See ``Account.limit_reached``."""
@@ -177,11 +181,17 @@ class _RemoteAccount:
             time.sleep(POLL_SECONDS)
         return share if isinstance(share, Share) else None
 
-    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, lost_images: int = 0) -> None:
+    def ask(self, key: str, images: int) -> None:
+        """See ``Account.ask``."""
+        import ray
+
+        ray.get(self._coordinator.ask.remote(key, images))
+
+    def finish(self, key: str, run: PartialRun | None, row: BatchRow | None, *, is_drawing: bool = False) -> None:
         """See ``Account.finish``."""
         import ray
 
-        ray.get(self._coordinator.finish.remote(key, run, row, lost_images=lost_images))
+        ray.get(self._coordinator.finish.remote(key, run, row, is_drawing=is_drawing))
 
 
 @contextmanager

@@ -116,7 +116,10 @@ class Progress:
         if is_running:
             return self.journal.lost_images
         if not self.has_checkpoints:
-            return self.journal.lost_images + self.journal.open.total() * self.candidates
+            lost_images = [
+                self.journal.lost_with(key, self.candidates, Usage()) for key in self.journal.open.elements()
+            ]
+            return self.journal.lost_images + sum(lost_images)
         return self.journal.lost_images + sum(prompt.lost_images for prompt in self.half_done)
 
     def _rate(self) -> float | None:

@@ -62,11 +62,44 @@ _SPEED_PERIOD: Final = 3600
 """Seconds over which a bar estimates its speed: a prompt of a large model can take minutes."""
 
 
-def replace_unprintable() -> None:
-    """Let a terminal that cannot show a character, such as a check mark, show a question mark instead."""
-    for stream in (sys.stdout, sys.stderr):
+def prepare_streams() -> None:
+    """Let nothing that cannot be shown end the work, whose exit code is told in any case.
+
+    A terminal that cannot show a character, such as a check mark, shows a question mark instead. What is written once
+    the reader is gone, as behind ``| head``, goes nowhere.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+            if stream is getattr(sys, f"__{name}__"):  # else it is somebody's own, such as a test's
+                setattr(sys, name, _outliving(stream))
+
+
+def _outliving(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream, which outlives its reader."""
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Outlet(stream.fileno(), "w", closefd=False)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+class _Outlet(io.FileIO):
+    """A file descriptor that is turned to nowhere once its reader is gone."""
+
+    def write(self, data: Any, /) -> int:
+        """See ``io.FileIO.write``."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
 
 
 def print_json(value: Any) -> None:
@@ -93,8 +126,6 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
         _quiet_libraries()
         try:
             return command(*args, **kwargs)
-        except BrokenPipeError:  # the reader of our output is gone: typer ends quietly
-            raise
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except (InputError, BackendError, OSError, sqlite3.Error) as error:

@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -179,8 +180,8 @@ def _resume_command(thread: Thread) -> str:
     """The command that resumes a run, with everything that no record keeps, apart from keys and passwords."""
     from gems.authority import operator_values
 
-    values = {value.option: value for value in operator_values(thread.context) if not value.path.endswith(_SECRETS)}
-    options = [option for value in values.values() for option in _as_options(value)]
+    values = [value for value in operator_values(thread.context) if not value.path.endswith(_SECRETS)]
+    options = [option for value in values for option in _as_options(value, thread.context)]
     if thread.context.user != "default":
         options.append(f"--user {shlex.quote(thread.context.user)}")
     is_in_default_folder = thread.out.absolute() == Path("gems-out").absolute()
@@ -192,8 +193,8 @@ _SECRETS: Final = (".api_key", ".headers")
 """Ends of the paths of settings that hold secrets."""
 
 
-def _as_options(value: OperatorValue) -> list[str]:
-    """A value as the command line gives it; nothing if the environment does so."""
+def _as_options(value: OperatorValue, context: GemsContext) -> list[str]:
+    """A value of a run's settings as the command line gives it; nothing if the environment does so."""
     from gems.authority import without_login
     from gems.database import without_password
 
@@ -201,7 +202,9 @@ def _as_options(value: OperatorValue) -> list[str]:
         return []
     name, equals, _ = value.option.partition("=")
     if equals:
-        return [f"{name}={shlex.quote('true' if value.text == 'True' else without_login(value.text))}"]
+        setting = attrgetter(value.path)(context)
+        texts = setting if isinstance(setting, tuple) else ["true" if setting is True else value.text]
+        return [f"{name}={shlex.quote(without_login(text))}" for text in texts]
     flag = name.split()[0]
     texts = value.text.split(os.pathsep) if value.path == "skills_dir" else [value.text]
     return [f"{flag} {shlex.quote(without_login(without_password(text)))}" for text in texts]

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from gems import __version__
 from gems.cli.arguments import MODEL_SETTINGS, AsJson, with_settings
 from gems.cli.batch_commands import app as batch_app
-from gems.cli.console import BACKEND_FAILURE, err, guarded, out, print_json, replace_unprintable, yes_or_no
+from gems.cli.console import BACKEND_FAILURE, err, guarded, out, prepare_streams, print_json, yes_or_no
 from gems.cli.eval_commands import app as eval_app
 from gems.cli.export_command import export
 from gems.cli.generate import generate, replay
@@ -34,7 +34,7 @@ class _CommandLine(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command line."""
-        replace_unprintable()
+        prepare_streams()
         return super().main(*args, **kwargs)
 
 

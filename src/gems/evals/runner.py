@@ -34,7 +34,7 @@ from gems.graph.state import Attempt, Usage
 from gems.memory.embedder import init_embedder
 from gems.memory.image_store import ImageStore
 from gems.memory.store import FaissStore
-from gems.models.generators import ASKS, ImageGenerator, ImageRequest, opaque
+from gems.models.generators import ASKS, FURTHER_IMAGES, ImageGenerator, ImageRequest, opaque
 from gems.models.registry import init_image_generator
 from gems.nodes.generator import image_metadata
 from gems.nodes.retry import is_backend_failure
@@ -284,6 +284,8 @@ def _counting_images() -> Iterator[Counter[str]]:
     def ask(is_asked: bool | None) -> bool:
         if is_asked is not None:  # what may be charged stays counted
             counter["images"] += 1 if is_asked else -1
+        if is_asked and counter["images"] > 1:
+            FURTHER_IMAGES.get()(counter["images"])
         return True
 
     token = ASKS.set(ask)

@@ -17,6 +17,7 @@ from gems.options import GeneratorOptions
 
 __all__ = [
     "ASKS",
+    "FURTHER_IMAGES",
     "Asynchronous",
     "Edit",
     "GeneratedImage",
@@ -49,6 +50,10 @@ T = TypeVar("T")
 ASKS: Final[ContextVar[Callable[[bool | None], bool]]] = ContextVar("gems_asks", default=lambda is_asked: True)
 """Called with True before a server is asked for the image that is being made, with False once it has made none, and
 with None if it may have charged for one that is lost. Returns whether the budget has room for another request."""
+
+FURTHER_IMAGES: Final[ContextVar[Callable[[int], None]]] = ContextVar("gems_further", default=lambda images: None)
+"""Called before a server is asked for more images than a step draws, since earlier ones are lost and may be charged:
+with the images that the run has asked for by then. Whoever reads about a killed run then knows of them."""
 
 DEFAULTS: Final = GeneratorOptions()
 """The options of a generator that is given none."""

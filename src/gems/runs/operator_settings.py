@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gems.authority import MODEL, operator_marks, operator_values, without_login
+from gems.authority import MODEL, operator_marks, operator_values, option_of, without_login
 from gems.errors import InputError
 from gems.graph.context import ROLES, GemsContext
 from gems.options import ChatOptions, GeneratorOptions
 
-__all__ = ["adopt", "check_complete", "operator_settings"]
+__all__ = ["adopt", "check_complete", "named", "operator_settings"]
 
 
 def operator_settings(context: GemsContext) -> tuple[str, ...]:
@@ -57,16 +57,16 @@ def check_complete(context: GemsContext, paths: Iterable[str], run: str) -> None
         run: Names the run in the error.
 
     Raises:
-        InputError: One was not given.
+        InputError: Some were not given.
     """
     present = set(operator_settings(context))
-    for path in paths:
-        if path not in present:
-            raise InputError(f"{run} was made with {_option_of(path)}, which no record keeps: give it again")
+    if missing := [named(path) for path in paths if path not in present]:
+        pronoun = "it" if len(missing) == 1 else "them"
+        raise InputError(f"{run} was made with {', '.join(missing)}, which no record keeps: give {pronoun} again")
 
 
-def _option_of(path: str) -> str:
-    """How the command line gives a setting that only the operator gives."""
+def named(path: str) -> str:
+    """A setting that only the operator gives, as the command line gives it."""
     group, _, name = path.rpartition(".")
     models: dict[str, type[BaseModel]] = {
         "": GemsContext,
@@ -75,7 +75,7 @@ def _option_of(path: str) -> str:
         **{f"role_options.{role}": ChatOptions for role in ROLES},
     }
     mark = operator_marks(models[group]).get(name) if group in models else None
-    return mark.option if mark else path  # the record may name what does not exist
+    return option_of(path, mark) if mark else path  # the record may name what does not exist
 
 
 def _operators_own(settings: BaseModel) -> dict[str, Any]:

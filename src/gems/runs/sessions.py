@@ -24,7 +24,7 @@ from gems.paths import home, make_file
 from gems.runs.checkpoints import open_checkpoints
 from gems.runs.folder import make_folder
 from gems.runs.interrupted import run_counted
-from gems.runs.operator_settings import adopt, check_complete, operator_settings
+from gems.runs.operator_settings import adopt, check_complete, named, operator_settings
 from gems.runs.record import RunRecord, run_record
 from gems.runs.threads import (
     Listener,
@@ -97,7 +97,7 @@ def resume_run(run: str, operator: GemsContext, *, out: Path | None = None) -> S
     if context.user != operator.user:
         raise InputError(f"run {thread.id} is that of the user {context.user!r}: give --user {context.user}")
     if new := [path for path in operator_settings(context) if "." in path and path not in thread.operator_settings]:
-        raise InputError(f"run {thread.id} was not begun with {new[0]}: leave that option out, or start a new run")
+        raise InputError(f"run {thread.id} was not begun with {named(new[0])}: leave that out, or start a new run")
     check_complete(context, thread.operator_settings, f"run {thread.id}")
     thread = replace(thread, context=context)
     has_other_memory = context.memory and thread.memory_mark not in ("", memory_mark(context))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
+from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.errors import GraphDrained
 from langgraph.runtime import RunControl
@@ -349,15 +350,35 @@ def can_be_reopened(values: GemsState, context: GemsContext) -> bool:
 def reopen_failed(graph: GemsGraph, thread: str) -> None:
     """Take a thread that a backend failure has ended back to the step that failed; what it has spent stays counted.
 
-    The images that were drawn before that step are kept.
+    The images that were drawn before that step are kept, and so is what the planner was told beside a decomposer that
+    failed.
     """
     final = graph.get_state(_config(thread))
     before = _before_end(graph, thread)
     if before is None:
         return
-    usage, earlier = final.values["usage"], before.values["usage"]
-    more = usage.since(earlier)
-    graph.update_state(before.config, {"usage": more}, as_node=_PREDECESSORS[before.next[0]])
+    more: dict[str, Any] = {"usage": final.values["usage"].since(before.values["usage"])}
+    # In checkpoints of older versions, the draft stands elsewhere.
+    if "decomposer" in before.next and final.values.get("planning") and "proposals" in final.values:
+        more |= _planned(final.values, len(before.values["errors"]))
+    graph.update_state(before.config, more, as_node=_PREDECESSORS[before.next[0]])
+
+
+def _planned(values: Mapping[str, Any], first_error: int) -> dict[str, Any]:
+    """What memory and the planner have made of a run at whose end this was the state, for the reopened one.
+
+    A planner that had failed, too, goes on with the skills that it has read; the draft in place of its own is not kept.
+
+    Args:
+        values: The state.
+        first_error: The place of the first error that they may have written.
+    """
+    reading = {key: values[key] for key in ("planning", "offered", "skills", "checks")}
+    if not isinstance(values["planning"][-1], AIMessage):
+        return reading
+    errors = [error for error in values["errors"][first_error:] if error.startswith(("retrieve_memory:", "planner:"))]
+    draft = {key: values[key] for key in ("memories", "proposals", "parts")}
+    return {**reading, **draft, "compared": False, "errors": errors}
 
 
 def _is_corrected(snapshot: StateSnapshot, prompt: str) -> bool:

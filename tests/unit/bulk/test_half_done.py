@@ -21,10 +21,13 @@ from gems.bulk.jobs import Job
 from gems.bulk.journal import Journal
 from gems.bulk.limits import Limits
 from gems.bulk.results import Claim
+from gems.errors import BackendError
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsInput, Usage
 from gems.memory.image_store import ImageStore
+from gems.models.generators import ASKS, ImageRequest, StepCallback
+from gems.nodes.retry import RETRY
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,24 @@ def test_a_step_that_has_ended_before_a_kill_counts_once(
     assert run is not None
     spent = run.usage.since(before.values["usage"])
     assert (spent.images, spent.chat_calls) == (more.images, more.chat_calls)
+
+
+@pytest.mark.parametrize(("channel", "lost_images"), [(None, 2), ("__error__", 2), ("usage", 0)])
+def test_the_images_of_a_step_that_was_killed_may_be_lost_until_a_checkpoint_counts_them(
+    channel: str | None, lost_images: int, tmp_path: Path
+) -> None:
+    saver, journal = InMemorySaver(), Journal(tmp_path / "begun.jsonl")
+    half_done = HalfDone(build_graph(checkpointer=saver), "batch", 2)
+    config: RunnableConfig = {"configurable": {"thread_id": half_done.thread("key")}}
+    context = GemsContext(memory=False, plan=False, seed=1, candidates=2)
+    journal.begin("key")
+    half_done.graph.invoke(GemsInput(prompt="a red car"), config, context=context, interrupt_before=["generator"])
+    [task], before = half_done.state("key").tasks, half_done.state("key")
+    if channel:
+        written = Usage(images=2) if channel == "usage" else "BackendError('no answer, three times')"
+        saver.put_writes(before.config, [(channel, written)], task.id)
+    [killed] = half_done.killed(journal)
+    assert killed.lost_images == lost_images
 
 
 class _GoneAtImages(InMemorySaver):
@@ -95,3 +116,40 @@ def test_images_that_no_checkpoint_holds_since_the_database_failed_are_told_and_
     again = worker.run(job)
     assert again is not None
     assert (again["usage"]["images"], len(generator.requests)) == (2, 4)
+
+
+class _Loses:
+    """A server's client that loses each image, so that the graph's retry policy has the step done again."""
+
+    name, fingerprint, edits, draws_for_many = "loses", "1", False, True
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self.asked, self.known = 0, list[int]()
+
+    def generate(self, requests: Sequence[ImageRequest], *, on_step: StepCallback | None = None) -> list[Any]:
+        assert ASKS.get()(True)
+        self.asked += len(requests)
+        self.known.append(Journal(self._path).lost_with(self._key, 1, Usage()))
+        ASKS.get()(None)
+        raise BackendError("the connection was lost", retryable=True)
+
+
+def test_what_the_retry_policy_asks_for_again_is_written_down_before(tmp_path: Path) -> None:
+    path, images = tmp_path / "begun.jsonl", ImageStore(tmp_path / "images")
+    saver, job = InMemorySaver(), Job(0, "two cats", 7)
+    generator = _Loses(path, job.key)
+    context = GemsContext(memory=False, plan=False, skills=False, seed=1, max_rounds=1)
+    graph = build_graph(
+        mllm=light_models.make_chat(None),
+        generator=generator,
+        checkpointer=saver,
+        images=images,
+        retry=RETRY._replace(initial_interval=0.001, max_interval=0.001),
+    )
+    worker = Worker(Claim("batch", "settings"), graph, saver, context, {}, images)
+    account = AccountStart(path, Limits(), Usage(), Usage(), {}, 1, 1).open()
+    row = run_within(account, worker, job)
+    assert row is not None
+    assert row["usage"]["images"] == generator.asked == 3
+    assert (generator.known, account.lost_images) == ([1, 2, 3], 0)

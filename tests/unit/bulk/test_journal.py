@@ -126,6 +126,24 @@ def test_a_limit_holds_with_what_was_lost_with_a_worker(tmp_path: Path) -> None:
     assert Journal(tmp_path / "begun.jsonl").lost_images == 1
 
 
+def test_images_that_a_worker_had_asked_for_again_are_lost_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "begun.jsonl"
+    account = AccountStart(path, Limits(Budget(images=20)), Usage(), Usage(), {"images": 8}, 2, concurrency=2).open()
+    assert isinstance(account.begin("a", Usage()), Share)
+    account.ask("a", 6)  # of which the first two are in its checkpoint
+    account.ask("a", 5)  # which another thread has begun to write earlier
+    again = Journal(path)
+    again.compact(lambda _: True)
+    assert Journal(path).lost_with("a", 2, Usage(images=2)) == 4
+    assert isinstance(account.begin("a", Usage(images=2)), Share)
+    assert (account.usage.images, account.lost_images) == (2, 4)
+    # Its next worker has asked for nothing twice.
+    assert Journal(path).open == {"a": 1}
+    assert Journal(path).lost_with("a", 2, Usage(images=2)) == 2
+    account.finish("a", PartialRun(key="a", run_id="r", usage=Usage(images=8)), None)
+    assert (account.usage.images, account.lost_images, Journal(path).open) == (8, 4, {})
+
+
 def test_what_stops_have_interrupted_is_paid_and_adds_up(tmp_path: Path) -> None:
     path = tmp_path / "begun.jsonl"
     start = AccountStart(path, Limits(Budget(tokens=900)), Usage(), Usage(), {}, 1, concurrency=1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pytest
@@ -9,8 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from gems.cli.arguments import LIMIT_SETTINGS, SETTINGS, Setting, make_context, with_settings
+from gems.cli.generate import _resume_command
 from gems.errors import InputError
 from gems.graph.context import GemsContext as Context
+from gems.runs.threads import Thread
 
 if TYPE_CHECKING:
     from gems.graph.context import GemsContext
@@ -42,6 +47,14 @@ def test_one_generator_option_can_be_given_several_times() -> None:
     context = make_context({"generator_option": ["lora=a.safetensors:0.5", "steps=3", "steps=4", "lora=b.safetensors"]})
     assert context.generator_options.lora == ("a.safetensors:0.5", "b.safetensors")
     assert context.generator_options.steps == 4
+
+
+def test_the_command_that_resumes_a_run_has_each_of_several_values() -> None:
+    options = ["lora=a b.safetensors:0.5", "lora=b.safetensors", "trust_remote_code=true"]
+    thread = Thread(
+        "run-1", "a cat", make_context({"generator_option": options}), Path("gems-out"), datetime.now(UTC), {}
+    )
+    assert shlex.split(_resume_command(thread))[5::2] == options
 
 
 def test_locations_come_from_the_environment_unless_memory_is_off(monkeypatch: pytest.MonkeyPatch) -> None:
