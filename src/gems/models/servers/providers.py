@@ -21,6 +21,7 @@ from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
 from gems.models.servers.sent_requests import begin_request, leave_out_busy, may_send_again, watch
+from gems.models.servers.told_errors import tell_errors
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import WaitEnded, is_stopping, pause
@@ -157,4 +158,5 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
     configuration = getattr(getattr(model, "client", None), "sdk_configuration", None)
     if configuration is not None:  # OpenRouter's client, which tries again for an hour unless it is told not to
         configuration.retry_config = None
+    tell_errors(model)
     return model
