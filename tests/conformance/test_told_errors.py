@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,7 +61,8 @@ class Handler(BaseHTTPRequestHandler):
 
 class Server:
     def __init__(self, http: ThreadingHTTPServer, handler: type[Handler]) -> None:
-        self.http, self.handler = http, handler
+        self.http, self.handler, self.scheme = http, handler, "http"
+        self.timeout = 20
 
     def answers(self, status: int, body: object) -> None:
         self.handler.status, self.handler.body = status, json.dumps(body).encode()
@@ -67,8 +71,8 @@ class Server:
         name, path, package = NAMES[provider]
         pytest.importorskip(package, reason="install the extra providers", exc_type=ImportError)
         key = {} if provider == "bedrock" else {"api_key": "sk-canary"}
-        address = f"http://127.0.0.1:{self.http.server_port}{path}"
-        return name, ChatOptions(base_url=address, timeout=20, **key)
+        address = f"{self.scheme}://127.0.0.1:{self.http.server_port}{path}"
+        return name, ChatOptions(base_url=address, timeout=self.timeout, **key)
 
     def error(self, provider: str) -> BackendError:
         """What a call of a provider's model raises."""
@@ -191,3 +195,27 @@ def test_what_others_ask_with_the_same_package_is_left_alone(server: Server) -> 
     others: Any = {"base_url": options.base_url, "timeout": 20, "api_key": "k", "max_retries": 0}
     with pytest.raises(TypeError):
         ChatAnthropic(model=name.partition(":")[2], **others).invoke([HumanMessage("a car")])
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+@pytest.mark.parametrize("provider", NAMES)
+def test_a_certificate_is_checked_against_the_named_authority(
+    server: Server, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.http.socket, server.scheme = context.wrap_socket(server.http.socket, server_side=True), "https"
+    server.answers(200, {"error": {"message": "model crashed"}})
+    variable = "AWS_CA_BUNDLE" if provider == "bedrock" else "SSL_CERT_FILE"
+    error = server.error(provider)
+    assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+    assert str(error).endswith(f"name the file of the authority that you trust in {variable}")
+    assert not error.retryable
+    assert server.handler.requests == []
+    monkeypatch.setenv(variable, str(certificate))
+    server.timeout += 1  # models of the same options are shared
+    assert "model crashed" in str(server.error(provider))

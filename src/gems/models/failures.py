@@ -12,6 +12,7 @@ from typing import Final
 
 from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
 from gems.models.image_refusals import says_no_images
+from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
@@ -157,7 +158,17 @@ def is_passing(error: BaseException) -> bool:
     status = status_of(error)
     if status is None or not is_passing_status(status):
         return False
-    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error))
+    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error) or _advice_on_connections(error))
+
+
+def _advice_on_connections(error: BaseException) -> str:
+    """What to do about a connection that no other try would make either; else empty."""
+    for cause in causes_of(error):
+        if advice := advice_on_certificates(str(cause)) or advice_on_proxies(cause):
+            # Amazon's client does not heed the variable of all others.
+            is_amazon_s = type(cause).__module__.startswith("botocore")
+            return advice.replace("SSL_CERT_FILE", "AWS_CA_BUNDLE") if is_amazon_s else advice
+    return ""
 
 
 def seconds_to_wait(error: BaseException) -> float:
@@ -224,10 +235,17 @@ def as_backend_error(error: Exception, model: str, *, has_retried: bool = False)
     elif _has_answered(error):
         words = f"answers {status}{reason and f': {reason}'}"
     else:
-        words = f"{reason or kind}"
+        words = f"{reason or kind}{_reason_below(error)}"
     # After a timeout, the provider's client has waited long enough, whether or not the server has seen the request.
     retryable = is_passing(error) and not (has_retried and (status == 408 or may_be_charged(error)))
     return BackendError(f"{model}: {words}{advice_for(error)}", retryable=retryable, status_code=status, reason=reason)
+
+
+def _reason_below(error: BaseException) -> str:
+    """The cause of a failed connection, in brackets; empty if the failure says it, or has none."""
+    *_, cause = causes_of(error)
+    words = one_line(cause, 300)
+    return f" ({words})" if words and words not in one_line(error, 500) else ""
 
 
 def _has_answered(error: BaseException) -> bool:
@@ -244,7 +262,7 @@ def advice_for(error: BaseException) -> str:
         return PAY_HINT
     if reads_no_images(error):
         return "; it reads no images: give a verifier that sees images (--verifier; of gems eval, --judge too)"
-    return ""
+    return _advice_on_connections(error)
 
 
 def is_of_account(error: BaseException) -> bool:

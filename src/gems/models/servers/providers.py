@@ -155,7 +155,12 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
         return _openai(name, options)
     if not isinstance(model, BaseChatModel):
         raise InputError(f"{name!r} is not a chat model")
-    configuration = getattr(getattr(model, "client", None), "sdk_configuration", None)
+    client: Any = getattr(model, "client", None)
+    if isinstance(client, httpx.Client):  # Mistral's, whose authorities are fixed: it does not heed SSL_CERT_FILE
+        inner: Any = model
+        inner.client = httpx.Client(base_url=client.base_url, headers=client.headers, timeout=client.timeout)
+        client.close()
+    configuration = getattr(client, "sdk_configuration", None)
     if configuration is not None:  # OpenRouter's client, which tries again for an hour unless it is told not to
         configuration.retry_config = None
     tell_errors(model)
