@@ -152,6 +152,22 @@ def test_a_failed_response_is_told_in_its_words(server: Server, code: str, passe
     assert error.retryable == passes
 
 
+@pytest.mark.parametrize(
+    ("provider", "body"),
+    [
+        ("google", {"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]}),
+        (
+            "anthropic",
+            {"type": "message", "role": "assistant", "model": "m", "content": [], "stop_reason": "pause_turn"},
+        ),
+    ],
+)
+def test_an_answer_without_words_is_no_error(server: Server, provider: str, body: dict[str, Any]) -> None:
+    server.answers(200, body | {"usage": {"input_tokens": 3, "output_tokens": 0}})
+    assert "it holds no structured answer" in str(server.error(provider))
+    assert len(server.handler.requests) > 1, "it is asked for again"
+
+
 @pytest.mark.parametrize("provider", NAMES)
 @pytest.mark.parametrize(
     ("status", "body", "says", "meant"),

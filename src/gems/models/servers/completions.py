@@ -213,7 +213,10 @@ def told_error(answer: object, source: str) -> BackendError | None:
     """
     answer = _first_object(answer)
     if isinstance(answer, Mapping):
-        return _told_error(_inner(answer), source)
+        inner = _inner(answer)
+        # The ends of other protocols' answers are for their packages to tell: Gemini's after a call that it got wrong.
+        is_for_package = _choices(inner) and "choices" not in answer and not answer.get("error")
+        return None if is_for_package else _told_error(inner, source)
     return None if _is_torn(answer) else _no_object(answer, source)  # a package may use the part that is there
 
 
