@@ -42,6 +42,7 @@ from gems.models.pocket.pipeline import PocketPipeline
 from gems.models.pocket.scene import SceneSpec
 from gems.models.pocket.weights import weights_folder
 from gems.models.registry import POCKET, init_image_generator, model_fingerprint
+from gems.models.servers.told_errors import with_told_errors
 from gems.nodes.retry import retry_on
 from gems.paths import make_folder
 from gems.stopping import pause
@@ -273,6 +274,7 @@ class SoftTifa:
     name = "soft-tifa"
 
     def __init__(self, model: BaseChatModel, name: str, folder: Path, concurrency: int = 4) -> None:
+        self._chat = model
         self._model = model.bind(logprobs=True, top_logprobs=20, max_tokens=1, temperature=0)
         self.judge = name
         self._identity = f"{name} {model_fingerprint(model)}"
@@ -325,7 +327,7 @@ class SoftTifa:
             reraise=True,
         ):
             with attempt:
-                answer = self._model.invoke([HumanMessage([block, text])])
+                answer = with_told_errors(lambda: self._model.invoke([HumanMessage([block, text])]), self._chat)
         return answer
 
 

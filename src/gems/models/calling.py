@@ -14,6 +14,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 from gems.faces import in_thread, runs_here, until_cancelled
 from gems.handlers import handled_on
 from gems.models.deadlines import deadline_of, too_late, within_deadline
+from gems.models.servers.told_errors import with_told_errors
 from gems.models.tries import in_tries
 
 __all__ = ["CALL", "REQUESTS", "call_model", "reading_in_threads"]
@@ -52,7 +53,7 @@ async def call_model(
     messages = list(conversation)
 
     def call() -> T:
-        return in_tries(lambda: runnable.invoke(messages), model, is_misunderstood)
+        return in_tries(lambda: with_told_errors(lambda: runnable.invoke(messages), model), model, is_misunderstood)
 
     try:
         if runs_here():

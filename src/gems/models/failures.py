@@ -12,12 +12,14 @@ from typing import Final
 
 from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
 from gems.models.image_refusals import says_no_images
+from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
 __all__ = [
     "advice_for",
     "as_backend_error",
+    "causes_of",
     "is_moderated",
     "is_of_account",
     "is_passing",
@@ -61,19 +63,23 @@ def status_of(error: BaseException) -> int | None:
     """
     if isinstance(error, BackendError):
         return error.status_code
-    causes = list(_causes(error))
+    causes = list(causes_of(error))
     readers = (lambda e: _by_class(e, _CERTAIN_STATUSES), _carried_status, lambda e: _by_class(e, _STATUSES))
     status = next((status for cause in causes for read in readers if (status := read(cause)) is not None), None)
     return status if status not in (400, 403) else meant_status(status, reason_of(error))
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def causes_of(error: BaseException) -> Iterator[BaseException]:
+    """An exception, and what it came of, as far down as that matters."""
     cause: BaseException | None = error
     for _ in range(_DEPTH):
         if cause is None:
             return
         yield cause
-        cause = cause.__cause__
+        # A package that stumbles over the body of an error was about to tell of that error.
+        is_stumble = isinstance(cause, (AttributeError, LookupError, TypeError, ValueError))
+        is_meant = cause.__suppress_context__ or isinstance(cause, GemsError)
+        cause = cause.__cause__ or (cause.__context__ if is_stumble and not is_meant else None)
 
 
 def _by_class(error: BaseException, statuses: Mapping[str, int]) -> int | None:
@@ -100,8 +106,9 @@ def reason_of(error: BaseException) -> str:
     """
     if isinstance(error, BackendError):
         return error.reason
-    texts = (words for cause in _causes(error) for words in _bodies(cause) if words)
-    return one_line(next(texts, "") or error, 500)
+    texts = (words for cause in causes_of(error) for words in _bodies(cause) if words)
+    answers = (cause for cause in causes_of(error) if _carried_status(cause) is not None)
+    return one_line(next(texts, "") or next(answers, error), 500)
 
 
 def _bodies(error: BaseException) -> Iterator[str]:
@@ -111,7 +118,7 @@ def _bodies(error: BaseException) -> Iterator[str]:
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # of botocore
         yield words_of(response.get("Error"))
-    for name in ("body", "details"):
+    for name in ("body", "details", "error"):  # the last one is of Ollama
         carried = getattr(error, name, None)
         yield words_of(carried) if isinstance(carried, (str, Mapping)) else ""
     try:
@@ -151,12 +158,22 @@ def is_passing(error: BaseException) -> bool:
     status = status_of(error)
     if status is None or not is_passing_status(status):
         return False
-    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error))
+    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error) or _advice_on_connections(error))
+
+
+def _advice_on_connections(error: BaseException) -> str:
+    """What to do about a connection that no other try would make either; else empty."""
+    for cause in causes_of(error):
+        if advice := advice_on_certificates(str(cause)) or advice_on_proxies(cause):
+            # Amazon's client does not heed the variable of all others.
+            is_amazon_s = type(cause).__module__.startswith("botocore")
+            return advice.replace("SSL_CERT_FILE", "AWS_CA_BUNDLE") if is_amazon_s else advice
+    return ""
 
 
 def seconds_to_wait(error: BaseException) -> float:
     """How long a server asks to wait before the next try; 0 if it does not say."""
-    responses = [getattr(cause, "response", None) for cause in _causes(error)]
+    responses = [getattr(cause, "response", None) for cause in causes_of(error)]
     metadata = [response.get("ResponseMetadata") for response in responses if isinstance(response, Mapping)]  # botocore
     headers = [fields.get("HTTPHeaders") for fields in metadata if isinstance(fields, Mapping)]
     headers += [getattr(response, "headers", None) for response in responses]
@@ -182,7 +199,7 @@ def may_be_charged(error: BaseException) -> bool:
     if _has_sent_nothing(error):
         return False
     status = status_of(error)
-    is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in _causes(error))
+    is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in causes_of(error))
     return is_lost or (status is not None and may_cost(status))
 
 
@@ -192,7 +209,7 @@ def _has_sent_nothing(error: BaseException) -> bool:
     What ends a connection has the same class whoever was asked. Httpcore's own steps tell: their ``request`` is then
     that of the tunnel. If another version of it does not have that, the failure counts as one that may be charged.
     """
-    for cause in _causes(error):
+    for cause in causes_of(error):
         if {base.__name__ for base in type(cause).__mro__} & _NOT_SENT:
             return True
         for frame, _ in walk_tb(cause.__traceback__):
@@ -215,15 +232,24 @@ def as_backend_error(error: Exception, model: str, *, has_retried: bool = False)
     kind = type(error).__name__
     if status is None:
         words = f"{kind}: {reason}" if reason else kind
+    elif _has_answered(error):
+        words = f"answers {status}{reason and f': {reason}'}"
     else:
-        words = f"answers {status}{reason and f': {reason}'}" if _has_answered(error) else f"{reason or kind}"
+        words = f"{reason or kind}{_reason_below(error)}"
     # After a timeout, the provider's client has waited long enough, whether or not the server has seen the request.
     retryable = is_passing(error) and not (has_retried and (status == 408 or may_be_charged(error)))
     return BackendError(f"{model}: {words}{advice_for(error)}", retryable=retryable, status_code=status, reason=reason)
 
 
+def _reason_below(error: BaseException) -> str:
+    """The cause of a failed connection, in brackets; empty if the failure says it, or has none."""
+    *_, cause = causes_of(error)
+    words = one_line(cause, 300)
+    return f" ({words})" if words and words not in one_line(error, 500) else ""
+
+
 def _has_answered(error: BaseException) -> bool:
-    return any(_carried_status(cause) is not None for cause in _causes(error))
+    return any(_carried_status(cause) is not None for cause in causes_of(error))
 
 
 def advice_for(error: BaseException) -> str:
@@ -236,7 +262,7 @@ def advice_for(error: BaseException) -> str:
         return PAY_HINT
     if reads_no_images(error):
         return "; it reads no images: give a verifier that sees images (--verifier; of gems eval, --judge too)"
-    return ""
+    return _advice_on_connections(error)
 
 
 def is_of_account(error: BaseException) -> bool:

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 from langchain_core.language_models import BaseChatModel
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 
+from gems.errors import BackendError
 from gems.models.deadlines import IN_ONE_TRY, deadline_of
 from gems.models.failures import is_passing, seconds_to_wait
 from gems.stopping import pause
@@ -50,6 +51,8 @@ def in_tries(call: Callable[[], T], model: BaseChatModel, is_misunderstood: Call
     end = time.monotonic() + (deadline_of(model) or math.inf)
 
     def may_pass(error: BaseException) -> bool:
+        if isinstance(error, BackendError):  # out of an answer, which may be charged: the run itself asks again
+            return False
         return isinstance(error, Exception) and is_passing(error) and not is_misunderstood(error)
 
     def seconds(state: RetryCallState) -> float:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import pytest
 from chatting import fill
-from langchain_core.messages import HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langgraph.errors import GraphDrained
 from PIL import Image
 from servers.threaded import serving
@@ -131,6 +131,37 @@ def test_a_server_that_always_streams_is_understood(server: tuple[str, type[Hand
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {
+            "object": "response",
+            "status": "completed",
+            "output": [
+                {"type": "reasoning", "summary": []},
+                {"type": "message", "content": [{"type": "output_text", "text": "a car"}]},
+            ],
+            "usage": {"input_tokens": 3, "output_tokens": 2},
+        },
+        {
+            "candidates": [{"content": {"parts": [{"text": "a car"}], "role": "model"}, "finishReason": "STOP"}],
+            "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5},
+        },
+    ],
+)
+def test_an_answer_in_another_protocol_is_understood(server: tuple[str, type[Handler]], answer: Any) -> None:
+    address, handler = server
+    handler.answer = (200, "application/json", json.dumps(answer).encode())
+    message = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR).invoke(
+        QUESTION
+    )
+    assert isinstance(message, AIMessage)
+    assert message.text == "a car"
+    assert message.usage_metadata is not None
+    assert message.usage_metadata["total_tokens"] == 5
+    assert handler.requests == 1
+
+
 @pytest.mark.parametrize("status", [0, 408, 409, 500, 502, 504, 524])
 def test_what_may_have_been_charged_is_asked_for_three_times(server: tuple[str, type[Handler]], status: int) -> None:
     address, handler = server

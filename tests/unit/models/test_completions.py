@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import AIMessage
 
-from gems.errors import BackendError
+from gems.errors import PAY_HINT, BackendError
 from gems.graph.state import Requirement
 from gems.models.form_reading import read_form
 from gems.models.servers.completions import read_completion, tidy_completion
@@ -216,7 +216,7 @@ def _failed(answer: object) -> BackendError:
         ({"error_msg": "Access token invalid", "error_code": 110}, "Access token invalid", None, False),
         ({"errmsg": "no such app", "errcode": 4}, "no such app", None, False),
         ({"code": 401, "message": "unauthorized"}, "unauthorized", 401, False),
-        ({"code": "InvalidApiKey", "message": "Invalid API-key provided."}, "Invalid API-key", None, False),
+        ({"code": "InvalidApiKey", "message": "Invalid API-key provided."}, "Invalid API-key", 401, False),
         ({"code": 429, "msg": "slow down", "data": None}, "slow down", 429, True),
         ({"code": 1302, "msg": "too many requests", "success": False}, "too many requests", None, True),
         ({"detail": "Unauthorized"}, "Unauthorized", None, False),
@@ -225,7 +225,13 @@ def _failed(answer: object) -> BackendError:
         ({"object": "error", "message": "the model is loading, try again", "code": 503}, "is loading", 503, True),
         ({"message": "Endpoint request timed out"}, "timed out", None, True),
         ({"errors": [{"message": "no route"}]}, "no route", None, False),
-        ({"choices": None, "error": {"message": "You exceeded your current quota"}}, "quota", None, False),
+        ({"choices": None, "error": {"message": "You exceeded your current quota"}}, f"quota{PAY_HINT}", 402, False),
+        ({"error": {"code": 402, "message": "Please top up"}}, f"Please top up{PAY_HINT}", 402, False),
+        ({"error": "Incorrect API key provided"}, "Incorrect API key", 401, False),
+        ({"error": {"code": 400, "message": "API key not valid"}}, "API key not valid", 401, False),
+        ({"error": {"code": 413, "message": "Too much"}}, "give one with a larger context", 413, False),
+        ({"error": {"code": 403, "message": "flagged"}}, "moderation refuses the words", 403, False),
+        ({"object": "response", "status": "failed", "output": [], "error": {"message": "no"}}, "no", None, False),
         ({"error": {"code": 429, "message": "insufficient_quota"}}, "insufficient_quota", 429, False),
     ],
 )
@@ -373,6 +379,11 @@ def test_an_answer_in_the_reasoning_alone_is_kept(name: str, value: object) -> N
     assert read_form(AIMessage("", additional_kwargs=thought), Plan).prompt == "a red car"
 
 
+RAW_CALL = {"name": "Plan", "arguments": CALL["function"]["arguments"]}
+REASONING = {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "I think"}]}
+RESPONSE = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": FORM}]}
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -384,11 +395,59 @@ def test_an_answer_in_the_reasoning_alone_is_kept(name: str, value: object) -> N
         {"output_text": FORM},
         {"type": "message", "content": [{"type": "text", "text": FORM}], "stop_reason": "end_turn"},
         {"content": FORM, "stop": True},
+        {"object": "response", "status": "completed", "output": [REASONING, RESPONSE]},
+        {"object": "response", "status": "completed", "error": None, "output": [RESPONSE, REASONING]},
+        {"data": {"object": "response", "status": "completed", "output": [REASONING, RESPONSE]}},
+        {"candidates": [{"content": {"parts": [{"text": FORM}], "role": "model"}, "finishReason": "STOP"}]},
+        {"candidates": [{"content": {"parts": [{"text": "I think", "thought": True}, {"text": FORM}]}}]},
     ],
 )
 def test_the_text_of_another_protocol_is_read(answer: Any) -> None:
     [tidy] = tidy_completion(answer, "m")["choices"]
     assert read_form(AIMessage(tidy["message"]["content"]), Plan).prompt == "a red car"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"object": "response", "status": "completed", "output": [REASONING, {"type": "function_call", **RAW_CALL}]},
+        {"candidates": [{"content": {"parts": [{"functionCall": RAW_CALL}]}, "finishReason": "STOP"}]},
+    ],
+)
+def test_the_call_of_another_protocol_is_read(answer: Any) -> None:
+    [tidy] = tidy_completion(answer, "m")["choices"]
+    assert [call["function"] for call in tidy["message"]["tool_calls"]] == [CALL["function"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"object": "response", "output": [RESPONSE], "incomplete_details": {"reason": "max_output_tokens"}}, "length"),
+        ({"object": "response", "output": [], "incomplete_details": {"reason": "content_filter"}}, "content_filter"),
+        ({"candidates": [{"content": {"parts": [{"text": "a"}]}, "finishReason": "MAX_TOKENS"}]}, "length"),
+        ({"candidates": [{"finishReason": "SAFETY"}]}, "content_filter"),
+        ({"promptFeedback": {"blockReason": "SAFETY"}}, "content_filter"),
+    ],
+)
+def test_the_end_of_another_protocol_s_answer_is_read(answer: Any, reason: str) -> None:
+    assert tidy_completion(answer, "m")["choices"][0]["finish_reason"] == reason
+
+
+def test_a_refusal_of_the_responses_api_is_one() -> None:
+    refusal = {"type": "message", "content": [{"type": "refusal", "refusal": "I will not do that."}]}
+    [tidy] = tidy_completion({"object": "response", "output": [refusal]}, "m")["choices"]
+    assert tidy["message"]["refusal"] == "I will not do that."
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"id": "r", "object": "response", "status": "completed", "output": []},
+        {"id": "m", "type": "message", "role": "assistant", "content": []},
+    ],
+)
+def test_what_an_empty_answer_is_called_is_no_error(answer: Any) -> None:
+    assert "it has id" in str(_failed(answer))
 
 
 def test_an_event_that_tells_of_an_error_is_one() -> None:

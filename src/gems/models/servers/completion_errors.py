@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gems.errors import BackendError, is_passing_status, is_unpaid
+from gems.errors import BackendError, is_passing_status, is_unpaid, meant_status
 from gems.models.endings import ABORTED, NORMAL, finish_reason
 from gems.models.failures import advice_for, reads_no_images
 from gems.models.servers.completion_messages import read_content, read_message, says_something
@@ -36,20 +36,45 @@ def server_error(what: str, error: object, *, was_understood: bool) -> BackendEr
     details: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
     words = error_message(json.dumps(details).encode()) or details.get("type") or details.get("code")
     words = one_line(words or "no reason given")
+    kind = f"{details.get('type') or ''} {details.get('status') or ''} {details.get('code') or ''} {words}"
     status = status_of_error(details)
-    if status is None and is_unsupported(words):
-        status = 501
-    kind = f"{details.get('type') or ''} {details.get('code') or ''} {words}"
+    if status is None:
+        status = _status_of_account(kind) or (501 if is_unsupported(words) else None)
+    else:
+        status = meant_status(status, kind)
     is_passing = is_passing_status(status) if status else is_busy_kind(kind) or bool(_PASSING.search(kind))
-    status = None if was_understood else status
-    error_of_server = BackendError(f"{what}: {words}", retryable=False, status_code=status, reason=words)
-    is_blind = reads_no_images(error_of_server)
+    as_told = BackendError(words, retryable=False, status_code=status, reason=words)
+    if was_understood and status not in _OF_ACCOUNT:
+        status = None
     return BackendError(
-        f"{error_of_server}{advice_for(error_of_server) if is_blind else ''}",
-        retryable=is_passing and not (is_unpaid(kind) or is_unpaid(words)) and not is_blind,
+        f"{what}: {words}{advice_for(as_told)}",
+        retryable=is_passing and not (is_unpaid(kind) or is_unpaid(words)) and not reads_no_images(as_told),
         status_code=status,
         reason=words,
     )
+
+
+_OF_ACCOUNT: Final = (401, 402)
+"""Statuses of a key or an account, which will not be admitted at the next call either."""
+
+_ACCOUNT_KINDS: Final = {
+    "authentication_error": 401,
+    "unauthenticated": 401,
+    "invalid_api_key": 401,
+    "invalidapikey": 401,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "billing_error": 402,
+}
+"""What the types and codes of errors mean as a status of HTTP: those of Anthropic, Google, OpenAI and DashScope."""
+
+
+def _status_of_account(kind: str) -> int | None:
+    """The status of an error that tells of a key or an account in words alone; None if it does not."""
+    status = next((status for name in kind.lower().split() if (status := _ACCOUNT_KINDS.get(name))), None)
+    if status is None and is_unpaid(kind):
+        return 402
+    return status or (401 if meant_status(400, kind) == 401 else None)
 
 
 def error_of_completion(answer: Mapping[str, Any], *, has_choices: bool) -> object:
@@ -72,7 +97,12 @@ def error_of_completion(answer: Mapping[str, Any], *, has_choices: bool) -> obje
             "status": minimax_status(report),
             "type": str(code),
         }
-    return answer if not has_choices and error_message(json.dumps(answer).encode()) else None
+    words = "" if has_choices else error_message(json.dumps(answer).encode())
+    return answer if words and words.lower() not in _ENDS and not _is_success(words) else None
+
+
+_ENDS: Final = frozenset({"message", "completed", "complete", "incomplete"})
+"""What answers of Anthropic's protocol and of the Responses API are and how they end, if they say nothing else."""
 
 
 def _is_error(error: object) -> bool:

@@ -18,9 +18,10 @@ from gems.models.servers.completion_errors import error_of_choice, error_of_comp
 from gems.models.servers.completion_messages import raw_message, read_content, read_message
 from gems.models.servers.completion_usage import tokens_of
 from gems.models.servers.error_texts import error_message, json_body, text_of
+from gems.models.servers.other_protocols import in_other_words, with_plain_text
 from gems.secrets import one_line
 
-__all__ = ["read_completion", "tidy_completion"]
+__all__ = ["read_completion", "tidy_completion", "told_error"]
 
 
 def read_completion(body: bytes) -> object:
@@ -184,20 +185,68 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
     Raises:
         BackendError: The answer is an error, or contains no message.
     """
-    if isinstance(answer, list) and answer and isinstance(answer[0], Mapping):  # as errors of Gemini's endpoint
-        answer = answer[0]
+    answer = _first_object(answer)
     if not isinstance(answer, Mapping):
-        is_torn = isinstance(answer, str) and answer.lstrip("\ufeff \r\n\t").startswith(("{", "[", "data:"))
-        kind = "a page or another kind of document" if answer else "it is empty"
-        words = _TORN if is_torn else one_line(error_message(str(answer).encode())) or kind
-        raise BackendError(f"{source} answers with no chat completion: {words}")
+        raise _no_object(answer, source)
     whole_answer, answer = answer, _inner(answer)
+    if error := _told_error(answer, source):
+        raise error
     raw_choices = _choices(answer)
-    if error := error_of_completion(answer, has_choices=bool(raw_choices)):
-        raise server_error(f"{source} answers with no chat completion", error, was_understood=False)
     if raw_choices is None:
         keys = ", ".join(map(str, answer)) or "nothing"
         raise BackendError(f"{source} answers with no chat completion: it has {one_line(keys)}")
+    tidy = _tidy_choices(raw_choices)
+    if not tidy:
+        raise BackendError(f"{source} answers with no choices: it may have refused the question")
+    # GEMS asks for one choice. LangChain would count the tokens once for each of them.
+    best = next((c for c in tidy if c["message"]["content"] or c["message"].get("tool_calls")), tidy[0])
+    texts = {name: answer[name] for name in _TEXTS if isinstance(answer.get(name), str)}
+    return {**texts, "choices": [best], "usage": tokens_of(answer, best, whole_answer)}
+
+
+def told_error(answer: object, source: str) -> BackendError | None:
+    """The error that an answer with status 200 is, or has in place of its message; None if it has none.
+
+    Args:
+        answer: The answer, see ``read_completion``, in any provider's protocol.
+        source: The model and server, for the message.
+    """
+    answer = _first_object(answer)
+    if isinstance(answer, Mapping):
+        inner = _inner(answer)
+        # The ends of other protocols' answers are for their packages to tell: Gemini's after a call that it got wrong.
+        is_for_package = _choices(inner) and "choices" not in answer and not answer.get("error")
+        return None if is_for_package else _told_error(inner, source)
+    return None if _is_torn(answer) else _no_object(answer, source)  # a package may use the part that is there
+
+
+def _told_error(answer: Mapping[str, Any], source: str) -> BackendError | None:
+    choices = _choices(answer) or []
+    if error := error_of_completion(answer, has_choices=bool(choices)):
+        return server_error(f"{source} answers with no chat completion", error, was_understood=False)
+    errors = (error_of_choice(choice) for choice in choices if isinstance(choice, Mapping))
+    error = next(filter(None, errors), None) if not _tidy_choices(choices) else None
+    return server_error(f"{source} stopped with an error", error, was_understood=True) if error else None
+
+
+def _no_object(answer: object, source: str) -> BackendError:
+    """The error about an answer that is no object."""
+    kind = "a page or another kind of document" if answer else "it is empty"
+    words = _TORN if _is_torn(answer) else one_line(error_message(str(answer or "").encode())) or kind
+    return BackendError(f"{source} answers with no chat completion: {words}")
+
+
+def _is_torn(answer: object) -> bool:
+    return isinstance(answer, str) and answer.lstrip("\ufeff \r\n\t").startswith(("{", "[", "data:"))
+
+
+def _first_object(answer: object) -> object:
+    """The first object of a list, as errors of Gemini's endpoint are; the answer itself if it is no such list."""
+    return answer[0] if isinstance(answer, list) and answer and isinstance(answer[0], Mapping) else answer
+
+
+def _tidy_choices(raw_choices: Sequence[Any]) -> list[dict[str, Any]]:
+    """The choices that have a message, and no error in its place."""
     choices = [choice for choice in raw_choices if isinstance(choice, Mapping)]
     tidy = [
         {
@@ -210,15 +259,7 @@ def tidy_completion(answer: object, source: str) -> dict[str, Any]:
         if (message := read_message(choice)) is not None and not error_of_choice(choice)
     ]
     # An error at the very end, or a connection that was lost there, does not undo an answer that is whole.
-    tidy = tidy or [{"message": m, "finish_reason": "stop"} for c in choices if _is_whole(m := read_message(c))]
-    if not tidy:
-        if error := next(filter(None, map(error_of_choice, choices)), None):
-            raise server_error(f"{source} stopped with an error", error, was_understood=True)
-        raise BackendError(f"{source} answers with no choices: it may have refused the question")
-    # GEMS asks for one choice. LangChain would count the tokens once for each of them.
-    best = next((c for c in tidy if c["message"]["content"] or c["message"].get("tool_calls")), tidy[0])
-    texts = {name: answer[name] for name in _TEXTS if isinstance(answer.get(name), str)}
-    return {**texts, "choices": [best], "usage": tokens_of(answer, best, whole_answer)}
+    return tidy or [{"message": m, "finish_reason": "stop"} for c in choices if _is_whole(m := read_message(c))]
 
 
 def _is_whole(message: Mapping[str, Any] | None) -> bool:
@@ -235,26 +276,15 @@ def _inner(answer: Mapping[str, Any], depth: int = 4) -> Mapping[str, Any]:
     """The completion inside of a gateway's report on it; the answer itself if it is one."""
     if _choices(answer) is not None:
         return answer
+    if completion := in_other_words(answer):
+        return completion
     for name in ("data", "result", "results", "output", "outputs", "response", "body", "completion"):
         report = answer.get(name)
         report = json_body(report.encode("utf-8", "replace")) if isinstance(report, str) else report
         report = report[0] if isinstance(report, list) and report else report
         if depth and isinstance(report, Mapping) and _choices(inner := _inner(report, depth - 1)):
             return inner
-    return _in_other_words(answer) or answer
-
-
-def _in_other_words(answer: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The completion in an answer of another protocol: its text with the reason why it ended. None if it has none."""
-    if answer.get("error") or answer.get("errors"):
-        return None
-    for place in (answer, *(answer.get(name) for name in ("result", "output"))):
-        fields = place if isinstance(place, Mapping) else {}
-        texts = (fields.get(name) for name in ("generated_text", "response", "output_text", "text", "content"))
-        if content := next(filter(None, texts), None):
-            reason = next(filter(None, map(fields.get, ("finish_reason", "stop_reason", "done_reason"))), None)
-            return {**answer, "choices": [{"message": {"content": content}, "finish_reason": reason}]}
-    return None
+    return with_plain_text(answer) or answer
 
 
 def _choices(answer: Mapping[str, Any]) -> list[Any] | None:

@@ -116,7 +116,7 @@ class OpenAIChat(ChatOpenAI):
         payload = self._get_request_payload(messages, stop=stop, **kwargs)
         if self._use_responses_api(payload):  # it has no log-probabilities of a form, and its client fails on these
             kwargs = {name: value for name, value in kwargs.items() if name not in ("logprobs", "top_logprobs")}
-            return super()._generate(messages, stop, run_manager, **kwargs)
+            return self._response(messages, stop, run_manager, **kwargs)
         if not isinstance(payload.get("response_format", {}), dict):
             return super()._generate(messages, stop, run_manager, **kwargs)
         # The body as it came: OpenAI's own types fail on answers that other servers write in another way.
@@ -127,6 +127,23 @@ class OpenAIChat(ChatOpenAI):
             if plain == payload["messages"] or "reasoning" not in error.response.text:
                 raise
             body = self.client.with_raw_response.create(**{**payload, "messages": plain}).content
+        answer: Any = read_completion(body)
+        return self._create_chat_result(answer)
+
+    def _response(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: CallbackManagerForLLMRun | None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        """An answer of the Responses API; one that LangChain fails on is read as other servers' answers are."""
+        try:
+            return super()._generate(messages, stop, run_manager, **kwargs)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            body = getattr(getattr(error, "response", None), "content", None)  # LangChain adds the response
+            if not isinstance(body, bytes):
+                raise
         answer: Any = read_completion(body)
         return self._create_chat_result(answer)
 

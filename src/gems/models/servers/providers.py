@@ -21,6 +21,7 @@ from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
 from gems.models.servers.sent_requests import begin_request, leave_out_busy, may_send_again, watch
+from gems.models.servers.told_errors import tell_errors
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
 from gems.stopping import WaitEnded, is_stopping, pause
@@ -154,7 +155,13 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
         return _openai(name, options)
     if not isinstance(model, BaseChatModel):
         raise InputError(f"{name!r} is not a chat model")
-    configuration = getattr(getattr(model, "client", None), "sdk_configuration", None)
+    client: Any = getattr(model, "client", None)
+    if isinstance(client, httpx.Client):  # Mistral's, whose authorities are fixed: it does not heed SSL_CERT_FILE
+        inner: Any = model
+        inner.client = httpx.Client(base_url=client.base_url, headers=client.headers, timeout=client.timeout)
+        client.close()
+    configuration = getattr(client, "sdk_configuration", None)
     if configuration is not None:  # OpenRouter's client, which tries again for an hour unless it is told not to
         configuration.retry_config = None
+    tell_errors(model)
     return model

@@ -1,0 +1,237 @@
+"""Errors in answers with status 200, and in bodies of no known form, with each provider's own package."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import pytest
+from chatting import PROMPT, fill
+from forked import gems_here
+from langchain_core.messages import HumanMessage
+from servers.threaded import serving
+
+from gems.authority import OPERATOR
+from gems.errors import PAY_HINT, BackendError
+from gems.models.registry import init_mllm
+from gems.nodes.decomposer import Requirements
+from gems.options import ChatOptions
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*is not default parameter:UserWarning"),
+]
+
+NAMES: Final = {
+    "responses": ("openai:gpt-5.5-pro", "/v1", "langchain_openai"),
+    "chat": ("openai:gpt-4o", "/v1", "langchain_openai"),
+    "anthropic": ("anthropic:claude-sonnet-4-5", "", "langchain_anthropic"),
+    "google": ("google_genai:gemini-3-pro-preview", "", "langchain_google_genai"),
+    "mistral": ("mistralai:mistral-large-latest", "/v1", "langchain_mistralai"),
+    "ollama": ("ollama:qwen3-vl:8b", "", "langchain_ollama"),
+    "openrouter": ("openrouter:qwen/qwen3-vl", "/api/v1", "langchain_openrouter"),
+    "bedrock": ("bedrock_converse:anthropic.claude-sonnet-4-5-20250929-v1:0", "", "langchain_aws"),
+}
+
+
+class Handler(BaseHTTPRequestHandler):
+    status: int = 200
+    body: bytes = b""
+    requests: ClassVar[list[str]] = []
+
+    def log_message(self, *_: Any) -> None:
+        """Log nothing."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.requests.append(self.path)
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+
+class Server:
+    def __init__(self, http: ThreadingHTTPServer, handler: type[Handler]) -> None:
+        self.http, self.handler, self.scheme = http, handler, "http"
+        self.timeout = 20
+
+    def answers(self, status: int, body: object) -> None:
+        self.handler.status, self.handler.body = status, json.dumps(body).encode()
+
+    def options(self, provider: str) -> tuple[str, ChatOptions]:
+        name, path, package = NAMES[provider]
+        pytest.importorskip(package, reason="install the extra providers", exc_type=ImportError)
+        key = {} if provider == "bedrock" else {"api_key": "sk-canary"}
+        address = f"{self.scheme}://127.0.0.1:{self.http.server_port}{path}"
+        return name, ChatOptions(base_url=address, timeout=self.timeout, **key)
+
+    def error(self, provider: str) -> BackendError:
+        """What a call of a provider's model raises."""
+        name, options = self.options(provider)
+        with pytest.raises(BackendError) as caught:
+            fill(init_mllm(name, options, OPERATOR), Requirements, options=options)
+        assert "\n" not in str(caught.value)
+        return caught.value
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name, value in {"AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    handler = type("OneHandler", (Handler,), {"requests": []})
+    with serving(handler) as http:
+        yield Server(http, handler)
+
+
+@pytest.mark.parametrize("provider", NAMES)
+@pytest.mark.parametrize(
+    ("body", "says", "status", "passes"),
+    [
+        ({"error": {"code": 402, "message": "Please top up"}}, f"Please top up{PAY_HINT}", 402, False),
+        ({"error": {"code": "insufficient_quota", "message": "You are done"}}, f"You are done{PAY_HINT}", 402, False),
+        ({"type": "error", "error": {"type": "authentication_error", "message": "who?"}}, "who?", 401, False),
+        ({"error": {"status": "UNAUTHENTICATED", "message": "who?"}}, "who?", 401, False),
+        ({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "Overloaded", None, True),
+        ({"error": {"code": 429, "message": "slower"}}, "slower", 429, True),
+        ({"error": {"message": "model crashed"}}, "model crashed", None, False),
+        ({"error": "model crashed"}, "model crashed", None, False),
+        ({"detail": "no such model"}, "no such model", None, False),
+        ("model crashed", "model crashed", None, True),
+        (None, "it is empty", None, True),
+    ],
+)
+def test_an_error_in_a_success_is_told_in_its_words(
+    server: Server, provider: str, body: object, says: str, status: int | None, passes: bool
+) -> None:
+    server.answers(200, body)
+    error = server.error(provider)
+    assert str(error).endswith(f" answers with no chat completion: {says}")
+    assert (error.status_code, error.retryable) == (status, passes)
+    assert len(server.handler.requests) == 1, "the run asks again, if that may help"
+
+
+@pytest.mark.parametrize("provider", ["chat", "mistral", "openrouter"])
+@pytest.mark.parametrize(
+    ("fault", "says", "status", "passes"),
+    [
+        ({"code": 502, "message": "upstream died"}, "upstream died", None, True),
+        ({"code": 402, "message": "Please top up"}, f"Please top up{PAY_HINT}", 402, False),
+        ({"code": 401, "message": "User not found."}, "User not found.", 401, False),
+        ({"code": 400, "message": "no such option"}, "no such option", None, False),
+    ],
+)
+def test_an_error_in_a_choice_is_told_in_its_words(
+    server: Server, provider: str, fault: dict[str, Any], says: str, status: int | None, passes: bool
+) -> None:
+    message = {"role": "assistant", "content": ""}
+    choice = {"index": 0, "message": message, "finish_reason": "error", "error": fault, "logprobs": None}
+    fields = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "system_fingerprint": None}
+    server.answers(200, fields | {"choices": [choice], "usage": None})
+    error = server.error(provider)
+    assert str(error).endswith(f" stopped with an error: {says}")
+    assert (error.status_code, error.retryable) == (status, passes)
+    assert len(server.handler.requests) == 1
+
+
+@pytest.mark.parametrize(("code", "passes"), [("invalid_prompt", False), ("server_error", True)])
+def test_a_failed_response_is_told_in_its_words(server: Server, code: str, passes: bool) -> None:
+    fields = {"id": "r", "object": "response", "created_at": 1, "model": "m", "output": [], "status": "failed"}
+    server.answers(200, fields | {"error": {"code": code, "message": "It does not go on"}})
+    error = server.error("responses")
+    assert str(error).endswith(" answers with no chat completion: It does not go on")
+    assert error.retryable == passes
+
+
+@pytest.mark.parametrize(
+    ("provider", "body"),
+    [
+        ("google", {"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]}),
+        (
+            "anthropic",
+            {"type": "message", "role": "assistant", "model": "m", "content": [], "stop_reason": "pause_turn"},
+        ),
+    ],
+)
+def test_an_answer_without_words_is_no_error(server: Server, provider: str, body: dict[str, Any]) -> None:
+    server.answers(200, body | {"usage": {"input_tokens": 3, "output_tokens": 0}})
+    assert "it holds no structured answer" in str(server.error(provider))
+    assert len(server.handler.requests) > 1, "it is asked for again"
+
+
+@pytest.mark.parametrize("provider", NAMES)
+@pytest.mark.parametrize(
+    ("status", "body", "says", "meant"),
+    [
+        (400, [{"error": {"message": "API key not valid", "status": "INVALID_ARGUMENT"}}], "API key not valid", 401),
+        (404, "model not found", "model not found", 404),
+        (403, None, "", 403),
+        (402, {"detail": "no credits"}, f"no credits{PAY_HINT}", 402),
+    ],
+)
+def test_an_error_in_any_form_keeps_its_status(
+    server: Server, provider: str, status: int, body: object, says: str, meant: int
+) -> None:
+    server.answers(status, body)
+    error = server.error(provider)
+    assert error.status_code == meant
+    assert says in str(error)
+    assert "object has no attribute" not in str(error)
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "google", "ollama", "bedrock"])
+def test_a_wrong_key_told_in_a_success_ends_the_run(server: Server, provider: str, tmp_path: Path) -> None:
+    server.answers(200, {"type": "error", "error": {"type": "authentication_error", "message": "invalid x-api-key"}})
+    name, options = server.options(provider)
+    command = ["generate", PROMPT, "--mllm", name, "--no-memory", "--out", tmp_path / "out"]
+    given = [f"--chat-option=base_url={options.base_url}"]
+    given += ["--chat-option=api_key=sk-canary"] if options.api_key else []
+    result = gems_here(*command, *given, home=tmp_path / "home")
+    assert result.returncode == 3, result.stderr
+    assert "invalid x-api-key" in result.stderr
+    assert len(server.handler.requests) <= 2, "the planner and the decomposer ask once"
+
+
+def test_what_others_ask_with_the_same_package_is_left_alone(server: Server) -> None:
+    """Anthropic's package keeps one client for all models of an address."""
+    server.answers(200, {"error": {"message": "model crashed"}})
+    name, options = server.options("anthropic")
+    from langchain_anthropic import ChatAnthropic
+
+    assert "model crashed" in str(server.error("anthropic"))
+    others: Any = {"base_url": options.base_url, "timeout": 20, "api_key": "k", "max_retries": 0}
+    with pytest.raises(TypeError):
+        ChatAnthropic(model=name.partition(":")[2], **others).invoke([HumanMessage("a car")])
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+@pytest.mark.parametrize("provider", NAMES)
+def test_a_certificate_is_checked_against_the_named_authority(
+    server: Server, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.http.socket, server.scheme = context.wrap_socket(server.http.socket, server_side=True), "https"
+    server.answers(200, {"error": {"message": "model crashed"}})
+    variable = "AWS_CA_BUNDLE" if provider == "bedrock" else "SSL_CERT_FILE"
+    error = server.error(provider)
+    assert "CERTIFICATE_VERIFY_FAILED" in str(error)
+    assert str(error).endswith(f"name the file of the authority that you trust in {variable}")
+    assert not error.retryable
+    assert server.handler.requests == []
+    monkeypatch.setenv(variable, str(certificate))
+    server.timeout += 1  # models of the same options are shared
+    assert "model crashed" in str(server.error(provider))
