@@ -133,6 +133,15 @@ def test_a_cancelled_call_leaves_the_server_at_once_and_asks_for_nothing_more(se
     generator.close()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where a shell has started the tests in the background, and has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_a_call_that_waits_for_a_server(server: Server) -> None:
     handler, generator = server[1], client(server, concurrency=2)
     main = threading.main_thread().ident or 0
