@@ -123,7 +123,7 @@ class Meter(BaseCallbackHandler):
             total = self._total_of_team.model_copy(update={"seconds": 0.0})
             has_room = self._budget.exhausted(total, images=count) is None
             self.images.update(reserved if has_room else ())
-            images = self._total_of_team.images
+        images = total.images + len(reserved)
         if has_room and reserved and images - self._before.images > self._context.images_per_round:
             FURTHER_IMAGES.get()(images)
         return has_room
@@ -150,8 +150,10 @@ class Meter(BaseCallbackHandler):
             team = list(self._team.values())
             other_calls = count - 1 + sum(sum(meter._in_flight.values()) for meter in team)
             dearest = max((m._dearest for m in team if m._dearest), key=lambda usage: usage.tokens, default=None)
-            if other_calls == 0 or dearest is None:
-                return other_calls == 0
+            if not other_calls:
+                return True
+            if dearest is None:
+                return False
             return self._budget.exhausted(sum([dearest] * other_calls, self._total_of_team)) is None
 
     def must_stop(self) -> bool:

@@ -146,10 +146,10 @@ def without_plan(state: GemsState, error: NodeError) -> Goto:
 
     End the run before it draws if the chat model's key or account is refused.
     """
-    update: GemsState = {"proposals": [Proposal(prompt=state["prompt"], strategy="plan")], "compared": False}
     if is_locked_out(error):
-        update = {"outcome": "failed"}
-    return report_failure(state, error, "cross_check", **update)
+        return report_failure(state, error, "cross_check", outcome="failed")
+    proposals = [Proposal(prompt=state["prompt"], strategy="plan")]
+    return report_failure(state, error, "cross_check", proposals=proposals, compared=False)
 
 
 def _offer(resources: Resources, context: GemsContext, state: GemsState) -> tuple[dict[str, str], list[BaseTool]]:
