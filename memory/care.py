@@ -71,7 +71,7 @@ class ForgetResult:
 
     runs: list[RememberedRun]
     experiences: int
-    """Number of deleted experiences whose runs had been deleted before."""
+    """Number of deleted experiences: those that only these runs taught, and selected ones that outlived their runs."""
     images: int
     """Number of deleted images."""
     overwritten: bool
@@ -179,8 +179,8 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
             runs = list(_runs(records))  # also those that others have stored since: they are not forgotten
             for run in forgotten_runs:
                 records.drop(run.record)
-            for user in {run.user for run in forgotten_runs} | ({selection.user} if selection.user else set()):
-                _unlearn(records, user, runs, forgotten_runs)
+            users = {run.user for run in forgotten_runs} | ({selection.user} if selection.user else set())
+            experience_count = sum(_unlearn(records, user, runs, forgotten_runs) for user in users)
             orphans = _orphans(records, selection, runs)
             for record in orphans:
                 records.drop(record)
@@ -188,7 +188,7 @@ def forget(folder: Path, selection: Selection, images: ImageStore | None = None)
                 records.renew_identity()  # the index still holds the deleted vectors
         if forgotten_runs or orphans:
             remove(folder / "index")
-        return ForgetResult(forgotten_runs, len(orphans), image_count, records.clean())
+        return ForgetResult(forgotten_runs, experience_count + len(orphans), image_count, records.clean())
 
 
 def _remove_images(images: ImageStore, records: Records, forgotten_runs: Sequence[RememberedRun]) -> int:
@@ -221,20 +221,22 @@ class _NeededImages:
 
 def _unlearn(
     records: Records, user: str, runs: Sequence[RememberedRun], forgotten_runs: Sequence[RememberedRun]
-) -> None:
-    """Remove forgotten runs from a user's experiences and solved prompts."""
+) -> int:
+    """Remove forgotten runs from a user's experiences and solved prompts; returns how many experiences are gone."""
     forgotten_records = {run.record for run in forgotten_runs}
     forgotten_ids = {run.id for run in forgotten_runs if run.user == user}
     remaining = {r.id: r.trajectory for r in runs if r.user == user and r.record not in forgotten_records}
-    _unlearn_experiences(records, user, forgotten_ids, remaining)
+    experience_count = _unlearn_experiences(records, user, forgotten_ids, remaining)
     for row in list(records.inside(".".join(namespace(user, SOLVED)))):
         if row.content.get("run") not in remaining:
             records.drop(row.id)
+    return experience_count
 
 
 def _unlearn_experiences(
     records: Records, user: str, forgotten_ids: AbstractSet[str], remaining: Mapping[str, Trajectory]
-) -> None:
+) -> int:
+    count = 0
     for row in list(records.inside(".".join(namespace(user, EXPERIENCES)))):
         experience = _experience(row)
         if experience is None or forgotten_ids.isdisjoint({*experience.runs, *(run for run, _ in experience.uses)}):
@@ -242,8 +244,10 @@ def _unlearn_experiences(
         remade = remake(experience, forgotten_ids, remaining)
         if remade is None:
             records.drop(row.id)
+            count += 1
         else:
             records.rewrite(row.id, remade.model_dump(mode="json"))
+    return count
 
 
 def count_orphans(folder: Path, selection: Selection) -> int:

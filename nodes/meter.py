@@ -20,6 +20,7 @@ from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, GemsState, Usage
 from gems.models.calling import CALL, REQUESTS
 from gems.models.deadlines import MAY_SEND, SENDS
+from gems.models.failures import has_sent_nothing
 from gems.models.generators import FURTHER_IMAGES
 from gems.stopping import WaitEnded
 
@@ -224,8 +225,11 @@ class Meter(BaseCallbackHandler):
                     self._dearest = max(cost, self._dearest or cost, key=lambda usage: usage.tokens)
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
-        """Count a call without an answer, with the tries of its client. Its cost in tokens is unknown."""
-        self._count(Usage(chat_calls=error.requests if isinstance(error, (BackendError, WaitEnded)) else 1))
+        """Count a call without an answer, with the tries of its client, if it was sent. Its tokens are unknown."""
+        if isinstance(error, (BackendError, WaitEnded)):
+            self._count(Usage(chat_calls=error.requests))
+        else:
+            self._count(Usage(chat_calls=int(not has_sent_nothing(error))))
 
     def _count(self, usage: Usage) -> None:
         """Count what was spent in place of what was reserved."""

@@ -35,7 +35,8 @@ class BackendError(GemsError, RuntimeError):
         retryable: Whether a retry may help.
         status_code: The HTTP status of a server's answer, if the error came from one.
         reason: What the server said, without our words around it; the whole message if nobody else said anything.
-        requests: How many requests of one call have failed, each of which may have been charged.
+        requests: How many requests of one call have failed, each of which may have been charged. None was, if no
+            connection was made.
         may_cost: Whether a server may have drawn, and charged for, an image that is lost.
     """
 

@@ -12,7 +12,7 @@ import subprocess
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,75 @@ def test_no_edit_of_the_file_pays_for_a_prompt_again(painter: Painter, tmp_path:
     batch.write(entries[:2])
     assert "7 results belong to no line of this file" in batch.run().stderr
     assert batch.status()["other_results"] == 7
+
+
+def _with_last(lines: list[bytes], **fields: Any) -> bytes:
+    return b"\n".join([*lines[:-1], json.dumps(json.loads(lines[-1]) | fields).encode()])
+
+
+@pytest.mark.parametrize(
+    ("edit", "line"),
+    [
+        (lambda lines: json.dumps(list(map(json.loads, lines))).encode(), 1),
+        (lambda lines: _with_last(lines, score="0.9"), 3),
+        (lambda lines: _with_last(lines, best=99), 3),
+        (lambda lines: b"\r".join(lines), 1),
+        (lambda lines: b"\n".join([*lines, b"# checked"]), 4),
+    ],
+    ids=["array", "score", "best", "CR", "note"],
+)
+def test_an_edited_end_of_the_results_is_named_by_every_command_and_never_cut_off(
+    edit: Callable[[list[bytes]], bytes], line: int, painter: Painter, tmp_path: Path
+) -> None:
+    batch = BatchFolder(tmp_path, painter, "--max-rounds", 1)
+    batch.write(PROMPTS[:3])
+    batch.run()
+    file = batch.out / "results.jsonl"
+    file.write_bytes(edit(file.read_bytes().splitlines()))
+    edited = file.read_bytes()
+    commands = (
+        batch.command(),
+        batch.command("--add-prompts"),
+        ["batch", "status", batch.out],
+        ["export", batch.out, "--to", "imagefolder", "--all", "--out", tmp_path / "export"],
+    )
+    for command in commands:
+        result = forked.gems(*command, home=batch.home)
+        assert result.returncode == 2, result.stderr
+        assert f"results.jsonl, line {line} is no result" in " ".join(result.stderr.split())
+        assert file.read_bytes() == edited
+    painter.assert_drew(3)
+
+
+def test_a_batch_goes_on_behind_a_last_result_without_a_line_feed(painter: Painter, tmp_path: Path) -> None:
+    batch = BatchFolder(tmp_path, painter, "--max-rounds", 1)
+    batch.write(PROMPTS[:2])
+    batch.run()
+    file = batch.out / "results.jsonl"
+    file.write_bytes(_with_last(file.read_bytes().splitlines(), note="looked at"))
+    batch.write(PROMPTS[:3])
+    batch.run()
+    assert ["note" in row for row in batch.rows()] == [False, True, False]
+    painter.assert_drew(3)
+
+
+def test_a_final_result_stands_wherever_failures_before_it_are_moved(painter: Painter, tmp_path: Path) -> None:
+    """As ``sort`` or ``tac`` moves them."""
+    batch = BatchFolder(tmp_path, painter, "--max-rounds", 1)
+    batch.write(PROMPTS[:3])
+    before = batch.summary()
+    rows = batch.rows()
+    failures = [
+        {name: row[name] for name in ("index", "line", "id", "prompt", "seed", "copy", "bound_to") if name in row}
+        | {"run_id": run_id, "error": "busy", "error_kind": "backend", "usage": {**row["usage"], "images": images}}
+        for row in rows
+        for run_id, images in ((row["run_id"], 1), (row["run_id"], 0), ("earlier", 0))
+    ]
+    for lines in ([*failures, *rows], [*rows, *failures], [*reversed(failures), *rows[1:], *failures, rows[0]]):
+        (batch.out / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary = batch.summary()
+        assert (summary["finished"], summary["failed"], summary["images"]) == (3, 0, before["images"])
+    painter.assert_drew(3)
 
 
 def test_another_file_for_the_same_folder_is_refused_unless_the_user_says_so(painter: Painter, tmp_path: Path) -> None:

@@ -316,6 +316,20 @@ def test_a_line_that_holds_no_scores_is_named(line: str, edited: Path, data: Pat
     assert len(message.strip().splitlines()) == 1
 
 
+def test_an_edited_end_of_the_scores_is_never_cut_off(edited: Path, data: Path) -> None:
+    path = edited / "scores-soft-tifa.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines))
+    scores = evaluate(data, *PAINT, "single")["arms"]["single"]
+    assert path.read_text().splitlines() == lines
+    for end in ('["key", [2.0]]', json.dumps([json.loads(line) for line in lines])):
+        path.write_text("\n".join([*lines, end]))
+        assert "scores-soft-tifa.jsonl, line 4 holds no scores" in evaluate(data, *PAINT, "single", code=2)
+        assert path.read_text().splitlines() == [*lines, end]
+    path.write_text("\n".join(lines))
+    assert evaluate(data, *PAINT, "single")["arms"]["single"] == scores
+
+
 def test_scores_of_other_questions_are_scored_again(edited: Path, data: Path) -> None:
     path = edited / "scores-soft-tifa.jsonl"
     keys = [json.loads(line)[0] for line in path.read_text().splitlines()]

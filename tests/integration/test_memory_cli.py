@@ -149,7 +149,7 @@ def test_a_bad_line_is_named_and_the_lines_before_it_are_imported(filled: Path, 
 
 def test_forgetting_removes_images_that_no_other_run_uses(home: Path) -> None:
     summary = json.loads(memory(home, "forget", "--user", "adam", "--images", "--yes", "--json"))
-    assert summary == {"forgotten": ["run-a1", "run-a2"], "experiences": 0, "images": 1, "overwritten": True}
+    assert summary == {"forgotten": ["run-a1", "run-a2"], "experiences": 2, "images": 1, "overwritten": True}
     assert len(list((home / "images").rglob("*.png"))) == 1
     assert json.loads(memory(home, "stats", "--json"))["users"] == {
         "eve.smith": {"runs": 1, "solved": 1, "experiences": 1}
@@ -191,8 +191,14 @@ def test_runs_are_forgotten_by_age_and_by_prompt(home: Path) -> None:
     with sqlite3.connect(home / "memory" / "records.sqlite") as db:
         long_ago = (datetime.now(UTC) - timedelta(days=40)).isoformat()
         db.execute("UPDATE records SET updated_at = ? WHERE key = 'run-e1'", (long_ago,))
+    before = json.loads(memory(home, "stats", "--json"))["users"]
     summary = json.loads(memory(home, "forget", "--older-than", 30, "--prompt", "three blue cars", "-y", "--json"))
     assert summary["forgotten"] == ["run-e1"]
+    assert summary["experiences"] == before["eve.smith"]["experiences"] == 1
+    assert "runs 1, experiences 1," in memory(home, "forget", "run-a1", "-y")
+    assert json.loads(memory(home, "stats", "--json"))["users"] == {
+        "adam": {**before["adam"], "runs": 1, "solved": 0, "experiences": 1}
+    }
 
 
 def test_no_address_in_an_imported_memory_is_opened(filled: Path, tmp_path: Path) -> None:

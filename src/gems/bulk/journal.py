@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from gems.bulk.row_checks import MAX_USAGE, BoundedUsage
 from gems.errors import InputError
-from gems.files import append_whole, lines_of, write_atomically
+from gems.files import append_whole, write_atomically
 from gems.graph.state import Usage
 from gems.json_text import parse_model
+from gems.line_files import lines_in
 
 __all__ = ["Journal", "PartialRun"]
 
@@ -163,12 +164,10 @@ def _line(entry: _Entry) -> bytes:
 
 def _read(path: Path) -> Iterator[_Entry]:
     try:
-        for number, line in enumerate(lines_of(path, within=path.parent), start=1):
-            if not line.endswith(b"\n"):
-                return  # a killed process may leave half a line at the end
+        for line in lines_in(path):
             try:
-                yield parse_model(_Entry, line)
+                yield parse_model(_Entry, line.text)
             except ValueError as error:
-                raise InputError(f"{path}, line {number} cannot be read ({error}); delete that line") from None
+                raise InputError(f"{path}, line {line.number} cannot be read ({error}); delete that line") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 import uuid
 from collections import Counter
@@ -26,6 +25,7 @@ from gems.graph.events import RequirementFields
 from gems.graph.state import Outcome, Strategy, Usage
 from gems.json_text import parse_json, strict_json
 from gems.leases import all_returned, leased_in_database
+from gems.line_files import lines_in, mend_end
 from gems.runs.record import ModelRecord
 from gems.runs.same_settings import changed_settings, identifying
 
@@ -177,18 +177,21 @@ class _Line:
     run_id: str
     has_errors: bool
 
+    @property
+    def is_final(self) -> bool:
+        return self.group in ("finished", "failed")
+
 
 class ResultsFile:
     """``results.jsonl``: one line per finished prompt, on disk before it counts.
 
-    A result belongs to a job's key, wherever the job stands in the file of prompts. The last line about a job is its
-    result. Earlier lines about it are failures of a backend; what they have spent counts, once for each run.
+    A result belongs to a job's key, wherever the job stands in the file of prompts. The last final line about a job is
+    its result, or else the last one. Others are failures of a backend; what they have spent counts, once for each run.
 
     Args:
         path: The file. It is created with the first result.
         bound_to: The batch's digest. Lines with another one are no results of this batch; their usage counts.
-        repair: Mend the end of the file: cut off half a line, which a killed process leaves. For the one process that
-            writes.
+        repair: Mend the end of the file, see ``mend_end``. For the one process that writes.
 
     Raises:
         InputError: A line is no result; the message names the line.
@@ -204,12 +207,10 @@ class ResultsFile:
         """The sum over all runs."""
         self.max_usage = Usage()
         """The maximum of each figure over all lines."""
-        self._end = 0
-        for row, offset, end in _read_rows(path):
+        for row, offset in _read_rows(path):
             self._note(row, offset)
-            self._end = end
         if repair:
-            self._repair()
+            mend_end(path)
 
     def add(self, row: BatchRow) -> None:
         """Write a result. Once this returns, a crash of the machine does not lose it."""
@@ -217,32 +218,21 @@ class ResultsFile:
         with self._lock:
             self._note(row, append_whole(self.path, line))
 
-    def _repair(self) -> None:
-        """Leave whole lines only: the prompt of half a line is run again, and an editor may drop the last line feed."""
-        if not self.path.exists():
-            return
-        with self.path.open("r+b") as file:
-            if file.seek(0, os.SEEK_END) != self._end:
-                file.truncate(self._end)
-            if self._end:
-                file.seek(self._end - 1)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-                    self._end += 1
-
     def _note(self, row: BatchRow, offset: int) -> None:
         usage, run_id, final = usage_of(row), row.get("run_id", ""), is_final(row)
-        if run_id not in self._closed_runs:  # or else somebody has copied a line
-            self.usage += usage.since(self._open_runs.pop(run_id, Usage()))
+        if run_id not in self._closed_runs:  # or else somebody has copied a line, or moved it
+            before = self._open_runs.pop(run_id, Usage())
+            usage = larger_usage(before, usage)
+            self.usage += usage.since(before)
         self.max_usage = larger_usage(self.max_usage, usage)
         if run_id and final:
             self._closed_runs.add(run_id)
         elif run_id and run_id not in self._closed_runs:
             self._open_runs[run_id] = usage
         if row.get("bound_to", self._bound_to) == self._bound_to:
-            self._lines[job_of(row).key] = _Line(
-                offset, _outcome(row), group_of(row), run_id, bool(row.get("error") or row.get("errors"))
-            )
+            key, has_errors = job_of(row).key, bool(row.get("error") or row.get("errors"))
+            if final or key not in self._lines or not self._lines[key].is_final:  # people sort the file
+                self._lines[key] = _Line(offset, _outcome(row), group_of(row), run_id, has_errors)
 
     def has(self, job: Job) -> bool:
         """Whether there is a result of exactly this job, final or not. The user may have edited the prompt since."""
@@ -250,7 +240,8 @@ class ResultsFile:
 
     def is_done(self, job: Job) -> bool:
         """Whether a prompt has a final result."""
-        return self.group(job) in ("finished", "failed")
+        line = self._lines.get(job.key)
+        return line is not None and line.is_final
 
     def group(self, job: Job) -> Group | None:
         """What became of a prompt; None if there is no result of it."""
@@ -318,24 +309,18 @@ def _outcome(row: BatchRow) -> str:
     return "failed" if row.get("error") else str(row.get("outcome"))
 
 
-def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int, int]]:
-    """The results in a file, and the offsets at which each begins and ends."""
-    end = 0
+def _read_rows(path: Path) -> Iterator[tuple[BatchRow, int]]:
+    """The results in a file, and the offset at which each begins."""
     try:
-        for number, line in enumerate(lines_of(path, within=path.parent), start=1):
-            start, end = end, end + len(line)
-            if not line.strip():
-                continue
+        for line in lines_in(path):
             try:
-                row = check_row(line)
+                row = check_row(line.text)
             except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return  # a killed process left half a line
                 raise InputError(
-                    f"{path}, line {number} is no result of a batch ({error}); restore the line, or delete it to have "
-                    "its prompt drawn again"
+                    f"{path}, line {line.number} is no result of a batch ({error}); restore the line, or delete it to "
+                    "have its prompt drawn again"
                 ) from None
-            yield cast(BatchRow, row), start, end
+            yield cast(BatchRow, row), line.offset
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +32,9 @@ from gems.bulk.results import AttemptFields
 from gems.errors import BackendError, InputError
 from gems.evals.oracle import check, items_of, kind_of
 from gems.evals.prompts import EvalPrompt, Vqa
-from gems.files import append_whole, lines_of
+from gems.files import append_whole
 from gems.json_text import parse_json, parse_model, strict_json
+from gems.line_files import lines_in, mend_end
 from gems.memory.image_store import ImageStore, decode_png, read_from, read_metadata, stores_beside
 from gems.models.local_weights import without_bars
 from gems.models.pocket.grammar import parse_prompt
@@ -102,14 +102,10 @@ class _ScoreFile:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._scores: dict[str, list[float]] = {}
-        end = 0
         try:
-            for number, line in enumerate(lines_of(path, within=path.parent), start=1):
-                if not line.endswith(b"\n"):
-                    os.truncate(path, end)
-                    break
-                end += len(line)
-                self._note(number, line)
+            for line in lines_in(path, _OPENING):
+                self._note(line.number, line.text)
+            mend_end(path, _OPENING)
         except OSError as error:
             raise InputError(f"{path} cannot be used ({error.strerror}); choose another folder with --out") from error
 
@@ -139,6 +135,8 @@ class _ScoreFile:
         return any(key.startswith(beginning) for key in self._scores)
 
 
+_OPENING: Final = b'["'
+"""How each line of such a file begins."""
 _SCORES: Final = TypeAdapter(tuple[str, list[Annotated[float, Field(ge=0, le=1.01)]]])
 
 

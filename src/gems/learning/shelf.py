@@ -263,7 +263,8 @@ def write_figures(skill: LearnedSkill, figures: dict[str, Any], state: State | N
     history = _root() / "versions" / skill.name / str(skill.version) / _TRIALS
     earlier = history.read_bytes() if history.exists() else b""
     private_folder(history.parent)
-    write_atomically(history, earlier + strict_json(figures).encode() + b"\n")
+    separator = b"" if earlier.endswith(b"\n") or not earlier else b"\n"  # an editor may drop the last line feed
+    write_atomically(history, earlier + separator + strict_json(figures).encode() + b"\n")
     moving = {} if state in (None, skill.state) else {_MOVING_TO: state}
     _write_gate(skill.folder, {**figures, **moving})
     skill = LearnedSkill(skill.skill, skill.state, figures)

@@ -20,6 +20,7 @@ __all__ = [
     "advice_for",
     "as_backend_error",
     "causes_of",
+    "has_sent_nothing",
     "is_moderated",
     "is_of_account",
     "is_passing",
@@ -196,14 +197,14 @@ _NOT_SENT: Final = frozenset(
 
 def may_be_charged(error: BaseException) -> bool:
     """Whether a server may have answered, and charged for it, although there is no answer."""
-    if _has_sent_nothing(error):
+    if has_sent_nothing(error):
         return False
     status = status_of(error)
     is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in causes_of(error))
     return is_lost or (status is not None and may_cost(status))
 
 
-def _has_sent_nothing(error: BaseException) -> bool:
+def has_sent_nothing(error: BaseException) -> bool:
     """Whether there was no connection to the server yet, or only one to a proxy, which was asked to make it.
 
     What ends a connection has the same class whoever was asked. Httpcore's own steps tell: their ``request`` is then
@@ -238,7 +239,10 @@ def as_backend_error(error: Exception, model: str, *, has_retried: bool = False)
         words = f"{reason or kind}{_reason_below(error)}"
     # After a timeout, the provider's client has waited long enough, whether or not the server has seen the request.
     retryable = is_passing(error) and not (has_retried and (status == 408 or may_be_charged(error)))
-    return BackendError(f"{model}: {words}{advice_for(error)}", retryable=retryable, status_code=status, reason=reason)
+    message = f"{model}: {words}{advice_for(error)}"
+    failure = BackendError(message, retryable=retryable, status_code=status, reason=reason)
+    failure.requests = int(not has_sent_nothing(error))
+    return failure
 
 
 def _reason_below(error: BaseException) -> str:

@@ -42,6 +42,17 @@ def test_half_a_line_at_the_end_is_no_entry_and_half_a_line_elsewhere_is_named(t
         Journal(path)
 
 
+def test_a_whole_last_line_counts_without_its_line_feed_and_another_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "begun.jsonl"
+    Journal(path).begin("a")
+    Journal(path).end("a", lost_images=3)
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert (Journal(path).open, Journal(path).lost_images) == ({}, 3)
+    path.write_bytes(path.read_bytes() + b'\n{"lost_images": -1}')
+    with pytest.raises(InputError, match=r"begun\.jsonl, line 3 cannot be read"):
+        Journal(path)
+
+
 def test_nothing_is_written_behind_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "begun.jsonl"
     Journal(path).begin("a")

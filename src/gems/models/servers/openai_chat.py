@@ -61,7 +61,7 @@ class OpenAIChat(ChatOpenAI):
         except (BackendError, WaitEnded) as error:
             error.requests = requests_sent()
             raise
-        result.generations[0].message.response_metadata[REQUESTS] = requests_sent()
+        result.generations[0].message.response_metadata[REQUESTS] = max(1, requests_sent())
         return result
 
     def _answer_or_error(

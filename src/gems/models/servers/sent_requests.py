@@ -18,46 +18,52 @@ _REQUESTS: Final = threading.local()
 
 def begin_count() -> None:
     """Begin to count the requests of this thread."""
-    _REQUESTS.count, _REQUESTS.has_begun = 0, False
+    _REQUESTS.begun, _REQUESTS.whole, _REQUESTS.refused = 0, 0, 0
     SENDS.get()(0)
 
 
 def requests_sent() -> int:
-    """How many requests this thread has sent since then, without those that a busy server has refused.
+    """How many requests this thread has sent since then, or begun to send, without those that a busy server refused.
 
-    At least 1, unless a stop came before the first one.
+    At least 1, unless none was begun: a stop came before, or no connection was made.
     """
-    return max(int(getattr(_REQUESTS, "has_begun", True)), getattr(_REQUESTS, "count", 0))
+    return max(min(1, _number("begun")), _charged())
+
+
+def _charged() -> int:
+    return max(0, _number("begun") - _number("refused"))
+
+
+def _number(name: str) -> int:
+    return int(getattr(_REQUESTS, name, 0))
 
 
 def has_sent() -> bool:
     """Whether the server has got a whole request of this thread since then, and has not refused it as busy."""
-    return getattr(_REQUESTS, "count", 0) > 0
+    return _number("whole") > _number("refused")
 
 
 def may_send_again() -> bool:
     """Whether the budget has room for another request of this thread's call."""
-    return MAY_SEND.get()(max(0, getattr(_REQUESTS, "count", 0)))
+    return MAY_SEND.get()(_charged())
 
 
 def begin_request() -> bool:
-    """Note that this thread sends a request. Returns False if it may not."""
-    if not may_send_again():
-        return False
-    _REQUESTS.has_begun = True
-    return SENDS.get()(max(0, getattr(_REQUESTS, "count", 0)) + 1)
+    """Note that this thread is about to send a request. Returns False if it may not."""
+    return may_send_again() and SENDS.get()(_charged() + 1)
 
 
 def watch(event: str, details: Mapping[str, Any]) -> None:
-    """The "trace" extension of a request: counts it once it is sent, and limits its reads, see ``limit_reads``."""
-    if event.endswith("send_request_headers.started"):  # or what a proxy is asked before
-        _REQUESTS.is_own = details["request"].method != b"CONNECT"
+    """The "trace" extension of a request: counts it when it is sent, and limits its reads, see ``limit_reads``."""
+    if event.endswith("send_request_headers.started"):
+        _REQUESTS.is_own = details["request"].method != b"CONNECT"  # or else a proxy is asked for a connection
+        _REQUESTS.begun = _number("begun") + _REQUESTS.is_own
     if event.endswith("send_request_body.complete") and getattr(_REQUESTS, "is_own", True):
-        _REQUESTS.count = getattr(_REQUESTS, "count", 0) + 1
+        _REQUESTS.whole = _number("whole") + 1
     limit_reads(event, details)
 
 
 def leave_out_busy(response: httpx.Response) -> None:
     """Do not count the request of an answer that says that nothing was done."""
     if is_passing_status(response.status_code) and not may_cost(response.status_code):
-        _REQUESTS.count = getattr(_REQUESTS, "count", 0) - 1
+        _REQUESTS.refused = _number("refused") + 1
