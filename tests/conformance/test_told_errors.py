@@ -18,7 +18,7 @@ from langchain_core.messages import HumanMessage
 from servers.threaded import serving
 
 from gems.authority import OPERATOR
-from gems.errors import PAY_HINT, BackendError
+from gems.errors import PAY_HINT, BackendError, MalformedAnswerError
 from gems.models.registry import init_mllm
 from gems.nodes.decomposer import Requirements
 from gems.options import ChatOptions
@@ -91,6 +91,30 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     handler = type("OneHandler", (Handler,), {"requests": []})
     with serving(handler) as http:
         yield Server(http, handler)
+
+
+def saying(provider: str, text: str) -> dict[str, Any]:
+    """A provider's answer with a text."""
+    usage = {"input_tokens": 1, "output_tokens": 1, "inputTokens": 1, "outputTokens": 1, "totalTokens": 2}
+    message = {"role": "assistant", "content": text}
+    blocks = {"role": "assistant", "content": [{"type": "text", "text": text}], "usage": usage}
+    bodies: dict[str, dict[str, Any]] = {
+        "anthropic": {"id": "m", "type": "message", "model": "m", "stop_reason": "end_turn", **blocks},
+        "google": {"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]},
+        "ollama": {"model": "m", "message": message, "done": True, "done_reason": "stop"},
+        "bedrock": {"output": {"message": {"role": "assistant", "content": [{"text": text}]}}, "usage": usage,
+                    "stopReason": "end_turn", "metrics": {"latencyMs": 1}},
+    }  # fmt: skip
+    chat = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "system_fingerprint": None}
+    return bodies.get(provider) or {**chat, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize("provider", [name for name in NAMES if name != "responses"])
+def test_an_answer_with_half_a_character_is_sent_back_as_any_other(server: Server, provider: str) -> None:
+    server.answers(200, saying(provider, "I see \ud83d"))
+    error = server.error(provider)
+    assert isinstance(error, MalformedAnswerError), error
+    assert len(server.handler.requests) > 1
 
 
 @pytest.mark.parametrize("provider", NAMES)

@@ -50,6 +50,7 @@ __all__ = [
     "prose_around",
     "read_answer",
     "whole_number",
+    "whole_texts",
     "without_half_characters",
 ]
 
@@ -314,6 +315,28 @@ def without_half_characters(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def whole_texts(value: Any, *, spelled_in: str | None = None) -> Any:
+    """A value of JSON whose texts can all be written down, see ``without_half_characters``.
+
+    Args:
+        value: The value.
+        spelled_in: The JSON that it was read from, if known, which mostly tells that there is nothing to do.
+    """
+    if spelled_in is not None and not _HALF_A_CHARACTER.search(spelled_in):
+        return value
+    if isinstance(value, str):
+        return without_half_characters(value)
+    if isinstance(value, list):
+        return [whole_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {whole_texts(key): whole_texts(item) for key, item in value.items()}
+    return value
+
+
+_HALF_A_CHARACTER: Final = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""Matches what may become half of a UTF-16 character, spelled out or not."""
+
+
 def json_values(text: str) -> list[Any]:
     """The JSON objects and arrays in a text, outermost first; any text may be around them."""
     return _scan(text).values
@@ -397,7 +420,7 @@ def _scan(text: str) -> _Scan:
                 if failures > _MAX_FAILURES:
                     return _Scan(values, True, text)
                 continue
-        values.append(value)
+        values.append(whole_texts(value, spelled_in=text))
         prose.append(text[end : match.start()])
         end = position
         if len(values) == _MAX_VALUES:

@@ -91,6 +91,23 @@ def test_a_fault_that_does_not_pass_is_told_at_once_with_what_to_do(fault: Any, 
     assert bool(advice) is ("; " in str(result)), result
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"data": [{"url": "data:image/svg+xml,%3Csvg\ud83d"}]},
+        {"data": [{"url": "/\ud83d.png"}]},
+        {"error": {"message": "no \ud83d", "code": "\udcff"}},
+    ],
+)
+def test_half_a_character_in_an_answer_is_one_error(answer: Any) -> None:
+    with answering(in_json(answer)) as server:
+        result = draw(server.openai())
+        assert isinstance(result, BackendError)
+        assert not result.retryable
+        assert len(server.posts) == 1
+    str(result).encode()
+
+
 def test_chat_servers_speak_of_money_in_the_same_way() -> None:
     spent = {"message": "Insufficient balance", "code": "rate_limit_exceeded"}
     assert not server_error("x", spent, was_understood=False).retryable

@@ -67,7 +67,7 @@ def _whole(response: httpx.Response, raw: bytes) -> bytes | None:
 def keep_whole(response: Any) -> None:
     """Keep an answer whose JSON is whole, whatever its headers and its end say: it is paid, and another would be too.
 
-    One that is too long becomes an error.
+    One that is too long becomes an error. Halves of characters are replaced, which packages fail on.
 
     Args:
         response: An answer whose body has not been read yet; of httpx, or of the package that OpenAI's client uses.
@@ -79,10 +79,20 @@ def keep_whole(response: Any) -> None:
         body = json.dumps({"error": error}).encode()
     response.headers.pop("content-encoding", None)
     media_type = response.headers.get("content-type", "")
-    text = _in_utf_8(body, media_type)
+    text = _HALF_A_CHARACTER.sub(_whole_character, _in_utf_8(body, media_type) or body)
     if ";" in media_type:  # the client would decode an error by any codec that is named there
         response.headers["content-type"] = media_type.partition(";")[0]
-    response.stream = type(response)(200, content=text or body).stream
+    response.stream = type(response)(200, content=text).stream
+
+
+_HALF_A_CHARACTER: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+"""Matches each escape in JSON, and names those that spell half of a UTF-16 character, which is none."""
+
+
+def _whole_character(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["half"] else escape[0]
 
 
 def _completion(response: Any) -> bytes:

@@ -222,12 +222,9 @@ class ServerClient:
         until_sent = _SHARE_OF_SENDING * seconds
         timeout = httpx.Timeout(until_sent, connect=min(until_sent, _CONNECT_TIMEOUT), read=None)
         has_begun, begun_sends = False, list[bytes]()
+        extensions = {"trace": partial(_watch, begun_sends)}
+        request = self._request(method, path, params, timeout=timeout, extensions=extensions, **arguments)
         try:
-            # Given as parameters, they would replace those of the server's address, such as a token.
-            url = self._full(path).copy_merge_params(params) if params else self._full(path)
-            request = self._session.http.build_request(
-                method, url, timeout=timeout, extensions={"trace": partial(_watch, begun_sends)}, **arguments
-            )
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
             try:
@@ -247,6 +244,20 @@ class ServerClient:
                 raise BackendError(fault, retryable=False) from None
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.title}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
+
+    def _request(self, method: str, path: str, params: Mapping[str, Any] | None, **arguments: Any) -> httpx.Request:
+        """A request, which may hold what the server has said before, such as a file's name.
+
+        Raises:
+            BackendError: It cannot be written down.
+        """
+        try:
+            # Given as parameters, they would replace those of the server's address, such as a token.
+            url = self._full(path).copy_merge_params(params) if params else self._full(path)
+            return self._session.http.build_request(method, url, **arguments)
+        except (httpx.InvalidURL, ValueError, TypeError) as error:
+            fault = f"a request for it cannot be written ({one_line(error, 80) or type(error).__name__})"
+            raise BackendError(f"{self.title}: {fault}", retryable=False) from None
 
     def _full(self, path: str) -> httpx.URL:
         if "://" in path:
@@ -326,6 +337,8 @@ class ServerClient:
             if not is_image_file(data):
                 words = self.reason(data) if is_text(data) else ""
                 fault = f"{self._host} sends no image, but {kind or 'nothing'}{words}"
+                if words and is_refusal(data):
+                    raise ContentRefusedError(f"{self.title}: {fault}")
                 raise PassingError(f"{self.title}: {fault}", may_cost=True)
             return await self.decode(data)
 

@@ -15,6 +15,7 @@ from langchain_core.language_models import BaseChatModel
 
 from gems.errors import BackendError
 from gems.models.failures import causes_of
+from gems.models.servers.bodies import keep_whole
 from gems.models.servers.completions import read_completion, told_error
 from gems.models.servers.error_texts import error_message, json_body
 
@@ -77,6 +78,7 @@ def with_told_errors(call: Callable[[], T], model: BaseChatModel) -> T:
 def _raise_error(response: Any) -> None:
     """A hook of httpx for each response."""
     if _MODEL.get() and response.is_success:
+        keep_whole(response)
         _raise_error_in(response.read(), response.request.url.netloc.decode())
 
 
