@@ -93,20 +93,37 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield Server(http, handler)
 
 
-def saying(provider: str, text: str) -> dict[str, Any]:
-    """A provider's answer with a text."""
+def saying(provider: str, text: Any) -> dict[str, Any]:
+    """A provider's answer with a text, or with parts of its content as they are."""
+    parts = text if isinstance(text, list) else [{"type": "text", "text": text}]
     usage = {"input_tokens": 1, "output_tokens": 1, "inputTokens": 1, "outputTokens": 1, "totalTokens": 2}
     message = {"role": "assistant", "content": text}
-    blocks = {"role": "assistant", "content": [{"type": "text", "text": text}], "usage": usage}
+    blocks = {"role": "assistant", "content": parts, "usage": usage}
     bodies: dict[str, dict[str, Any]] = {
         "anthropic": {"id": "m", "type": "message", "model": "m", "stop_reason": "end_turn", **blocks},
-        "google": {"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]},
+        "google": {"candidates": [{"content": {"parts": _plain(parts)}, "finishReason": "STOP"}]},
         "ollama": {"model": "m", "message": message, "done": True, "done_reason": "stop"},
-        "bedrock": {"output": {"message": {"role": "assistant", "content": [{"text": text}]}}, "usage": usage,
+        "bedrock": {"output": {"message": {"role": "assistant", "content": _plain(parts)}}, "usage": usage,
                     "stopReason": "end_turn", "metrics": {"latencyMs": 1}},
     }  # fmt: skip
     chat = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "system_fingerprint": None}
     return bodies.get(provider) or {**chat, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+def _plain(parts: list[Any]) -> list[Any]:
+    return [part and {"text": part["text"]} for part in parts]
+
+
+@pytest.mark.parametrize("provider", [name for name in NAMES if name not in ("responses", "ollama")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_null_among_the_parts_of_an_answer_is_left_out(server: Server, provider: str, place: int) -> None:
+    parts: list[Any] = [{"type": "text", "text": t} for t in ('{"requirements": [{"question": ', '"Is it red?"}]}')]
+    parts.insert(place, None)
+    server.answers(200, saying(provider, parts))
+    name, options = server.options(provider)
+    answer, _ = fill(init_mllm(name, options, OPERATOR), Requirements, options=options)
+    assert [requirement.question for requirement in answer.form.requirements] == ["Is it red?"]
+    assert len(server.handler.requests) == 1
 
 
 @pytest.mark.parametrize("provider", [name for name in NAMES if name != "responses"])

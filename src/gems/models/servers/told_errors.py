@@ -79,6 +79,8 @@ def _raise_error(response: Any) -> None:
     """A hook of httpx for each response."""
     if _MODEL.get() and response.is_success:
         keep_whole(response)
+        body = _without_null_parts(b"".join(response.stream))
+        response.stream = type(response)(200, content=body).stream
         _raise_error_in(response.read(), response.request.url.netloc.decode())
 
 
@@ -91,11 +93,27 @@ def _raise_error_to_amazon(response_dict: dict[str, Any], **_: Any) -> None:
     if not _MODEL.get() or not isinstance(body, bytes):
         return
     if response_dict["status_code"] < 300:
+        response_dict["body"] = body = _without_null_parts(body)
         _raise_error_in(body, "Bedrock")
     content = json_body(body)
     fields = content if isinstance(content, Mapping) else {}
     if response_dict["status_code"] >= 300 and not {"message", "Message"} & fields.keys():
         response_dict["body"] = json.dumps({**fields, "message": error_message(body)}).encode()
+
+
+def _without_null_parts(body: bytes) -> bytes:
+    """An answer without nulls among the parts of its content, which the packages fail on."""
+    answer = json_body(body) if b"null" in body else None
+    tidy = _tidy_parts(answer)
+    return body if tidy == answer else json.dumps(tidy).encode()
+
+
+def _tidy_parts(value: object, name: str = "") -> object:
+    if isinstance(value, Mapping):
+        return {key: _tidy_parts(inner, key) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_tidy_parts(item) for item in value if item is not None or name not in ("content", "parts")]
+    return value
 
 
 def _raise_error_in(body: bytes, server: str) -> None:
