@@ -42,7 +42,8 @@ def tell_errors(model: BaseChatModel) -> None:
         client = _at(model, path)
         hooks = getattr(client, "event_hooks", None)
         if isinstance(hooks, Mapping) and _raise_error not in hooks["response"]:
-            client.event_hooks = {**hooks, "response": [*hooks["response"], _raise_error]}
+            of_redirects = _raise_lost_question if client.follow_redirects else _raise_redirect
+            client.event_hooks = {**hooks, "response": [*hooks["response"], _raise_error, of_redirects]}
     register = getattr(_at(model, "client.meta.events"), "register", None)
     if register is not None:  # Amazon's own client
         register("before-parse", _raise_error_to_amazon, unique_id="gems-told-errors")
@@ -82,6 +83,27 @@ def _raise_error(response: Any) -> None:
         body = _without_null_parts(b"".join(response.stream))
         response.stream = type(response)(200, content=body).stream
         _raise_error_in(response.read(), response.request.url.netloc.decode())
+
+
+def _raise_redirect(response: Any) -> None:
+    """A hook for a client that follows no redirects: packages read the answer as the model's."""
+    if _MODEL.get() and 300 <= response.status_code < 400:
+        server = response.request.url.netloc.decode()
+        fault = f"{_MODEL.get()} at {server} redirects ({response.status_code}); give the final address as base_url"
+        raise BackendError(fault, retryable=False, status_code=response.status_code)
+
+
+def _raise_lost_question(response: Any) -> None:
+    """A hook for a client that follows redirects: it would lose the question, or take it, and a key, to another host."""
+    if response.status_code in (301, 302, 303) or (response.has_redirect_location and _is_elsewhere(response)):
+        _raise_redirect(response)
+
+
+def _is_elsewhere(response: Any) -> bool:
+    own = response.request.url
+    target = own.join(response.headers["location"])
+    is_secure_now = (target.scheme, target.port) == ("https", None)
+    return target.host != own.host or not (is_secure_now or (target.scheme, target.port) == (own.scheme, own.port))
 
 
 def _raise_error_to_amazon(response_dict: dict[str, Any], **_: Any) -> None:
