@@ -425,7 +425,23 @@ def _scan(text: str) -> _Scan:
         end = position
         if len(values) == _MAX_VALUES:
             return _Scan(values, True, text)
+    is_broken = is_broken or (bool(values) and _lacks_beginning(values[-1], prose[0], text[end:]))
     return _Scan(values, is_broken, "".join([*prose, text[end:]]), text[end:] if values else "")
+
+
+def _lacks_beginning(last: Any, before: str, after: str) -> bool:
+    """Whether what follows the last JSON value closes what nothing in the text has opened.
+
+    A bracket too many at the end is none of that, as models write it.
+    """
+    closes_list = isinstance(last, dict) and _CLOSES_LIST.match(after)
+    return bool(closes_list or (_CLOSES_OBJECT.match(after) and _IS_CUT.search(before)))
+
+
+_CLOSES_LIST: Final = re.compile(r"\s*,?\s*\]")
+_CLOSES_OBJECT: Final = re.compile(r"\s*,?\s*\}")
+_IS_CUT: Final = re.compile(r'[,:\]}]\s*("[^"]*"\s*:\s*)?\Z')
+"""Matches the end of what is before a value inside of other JSON."""
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,17 @@ from pydantic_core import from_json
 from gems.errors import BackendError
 from gems.secrets import one_line
 
-__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "is_packed", "is_text", "keep_whole", "read_body", "without_base64"]
+__all__ = [
+    "JPEG",
+    "MAX_BYTES",
+    "is_image_file",
+    "is_packed",
+    "is_page",
+    "is_text",
+    "keep_whole",
+    "read_body",
+    "without_base64",
+]
 
 MAX_BYTES: Final = 64 * 2**20
 """Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
@@ -278,6 +288,13 @@ def is_text(body: bytes) -> bool:
     except UnicodeError:
         return False
     return len(body) < _LONGEST_TEXT and "<svg" not in text[:500] and all(c.isprintable() or c.isspace() for c in text)
+
+
+def is_page(body: bytes) -> bool:
+    """Whether a body is a page for people."""
+    return bool(
+        re.match(rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.{0,400}?-->\s*)?<(?:!doctype html|html)\b", body[:1000], re.I | re.S)
+    )
 
 
 _LONGEST_TEXT: Final = 2**14

@@ -45,7 +45,7 @@ from gems.models.servers.addresses import (
     checked_url,
     own_address,
 )
-from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_text, read_body, without_base64
+from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_page, is_text, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, charged, try_until
@@ -235,7 +235,7 @@ class ServerClient:
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
             is_sent = bool(begun_sends) and (has_begun or not isinstance(error, _NOT_SENT))
             if is_sent and isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
-                fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
+                fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({_words_of(error)})"
                 with charged():
                     raise BackendError(f"{self.title}: {fault}", retryable=False) from None
             advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
@@ -336,6 +336,7 @@ class ServerClient:
             data = await asyncio.to_thread(self.file_in, data)
             if not is_image_file(data):
                 words = self.reason(data) if is_text(data) else ""
+                kind = f"a page ({kind})" if is_page(data) else kind
                 fault = f"{self._host} sends no image, but {kind or 'nothing'}{words}"
                 if words and is_refusal(data):
                     raise ContentRefusedError(f"{self.title}: {fault}")
@@ -412,10 +413,14 @@ def _require_unfiltered(name: str, response: httpx.Response) -> None:
         raise ContentRefusedError(f"{name}: the server's filter stopped the image: {one_line(ending, 60)}")
 
 
+def _words_of(error: httpx.RequestError) -> str:
+    return one_line(re.sub(r":? *bytearray\(b(.*)\)", r" \1", str(error), flags=re.DOTALL))
+
+
 def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"{host} sends its answer too slowly" if has_begun else f"no answer from {host} in {seconds:.0f} s"
-    reason = one_line(error) or type(error).__name__
+    reason = _words_of(error) or type(error).__name__
     if has_begun:
         return f"the answer of {host} is damaged ({reason})"
     return f"{'the connection was lost to' if is_sent else 'cannot reach'} {host} ({reason})"

@@ -94,7 +94,7 @@ def _raise_redirect(response: Any) -> None:
 
 
 def _raise_lost_question(response: Any) -> None:
-    """A hook for a client that follows redirects: it would lose the question, or take it, and a key, to another host."""
+    """A hook for a client that follows redirects: it would lose the question, or take it and a key to another host."""
     if response.status_code in (301, 302, 303) or (response.has_redirect_location and _is_elsewhere(response)):
         _raise_redirect(response)
 
