@@ -276,14 +276,16 @@ class _Easel:
     def _failures_told(self, faults_of_ours: Sequence[Exception]) -> Iterator[None]:
         """Let whatever a generator raises, which may be a bug in it, end the drawing and not the run.
 
-        The best image so far is kept, and nobody draws again, and pays again, what fails in the same way.
+        The best image so far is kept, and nobody draws again, and pays again, what fails in the same way. In the first
+        round there is no image to keep, and a full disk is no fault of the generator: these are raised.
         """
         try:
             yield
         except (GemsError, GraphBubbleUp, CancelledError):
             raise
         except Exception as error:
-            if is_backend_failure(error) or any(error is fault for fault in faults_of_ours):
+            is_ours = isinstance(error, OSError) or any(error is fault for fault in faults_of_ours)
+            if is_ours or is_backend_failure(error) or self.round == 1:
                 raise
             name = public_name(self.backend.name)
             _LOG.exception("the generator %s failed", name)

@@ -265,7 +265,7 @@ def test_the_query_of_an_address_is_sent_with_every_request(image_server: str, w
 
 def test_a_page_instead_of_an_image(image_server: str) -> None:
     assert "text/html" in str(draw_one(plain(image_server, "page")))
-    assert "not JSON" in str(draw_one(openai(image_server, "page", timeout=0.5)))
+    assert "is a page" in str(draw_one(openai(image_server, "page", timeout=0.5)))
 
 
 def test_a_slow_drip_does_not_outlast_the_deadline(image_server: str) -> None:

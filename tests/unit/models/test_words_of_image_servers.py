@@ -108,6 +108,14 @@ def test_half_a_character_in_an_answer_is_one_error(answer: Any) -> None:
     str(result).encode()
 
 
+@pytest.mark.parametrize("kind", ["openai", "http"])
+@pytest.mark.parametrize("page", [b"<!doctype html><title>Sign in</title>", b"\n<html><body>Log in</body></html>"])
+def test_a_page_in_place_of_an_image_is_called_one(page: bytes, kind: str) -> None:
+    with answering((200, page, "text/html")) as server:
+        result = draw(server.openai() if kind == "openai" else server.plain())
+    assert "a page, such as one to log in" in str(result)
+
+
 def test_chat_servers_speak_of_money_in_the_same_way() -> None:
     spent = {"message": "Insufficient balance", "code": "rate_limit_exceeded"}
     assert not server_error("x", spent, was_understood=False).retryable
