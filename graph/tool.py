@@ -49,7 +49,7 @@ def as_tool(
     Returns:
         A tool that takes ``prompt``, answers with JSON (image, outcome, score, what did not pass), and has the
         ``GemsOutput`` as its message's artifact. The calling model gets an error message if the prompt cannot be drawn
-        or a model fails.
+        or a model fails; if the run ended without an image, that is the JSON, which says why.
 
     Raises:
         InputError: A setting is unknown or out of bounds, both a graph and settings are given, or the graph is none.
@@ -102,7 +102,11 @@ def graph_for(graph: GemsGraph | None, settings: Mapping[str, Any] | None, calle
 
 
 def _message_of(result: Any) -> tuple[str, GemsOutput]:
-    """The text for the calling model, and the artifact for its program."""
+    """The text for the calling model, and the artifact for its program.
+
+    Raises:
+        ToolException: There is no image, which the calling model must not take for a success.
+    """
     best = best_attempt(result["attempts"])
     questions = {r.id: r.question for r in result["requirements"]}
     message = {
@@ -113,4 +117,7 @@ def _message_of(result: Any) -> tuple[str, GemsOutput]:
         "images_made": result["usage"].images,
         **({"errors": result["errors"]} if result["errors"] else {}),
     }
-    return json.dumps(message, ensure_ascii=False), result
+    text = json.dumps(message, ensure_ascii=False)
+    if not result["image"]:
+        raise ToolException(text)
+    return text, result

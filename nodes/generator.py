@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, cast
 
-from langgraph.errors import GraphDrained, NodeError
+from langgraph.errors import GraphBubbleUp, GraphDrained, NodeError
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 from PIL import Image
 
-from gems.errors import BackendError, ContentRefusedError
+from gems.errors import BackendError, ContentRefusedError, GemsError
 from gems.faces import in_thread, runs_here, together, until_cancelled
 from gems.graph.context import GemsContext
 from gems.graph.routing import awaits_comparison, drawing_of
@@ -41,13 +44,16 @@ from gems.nodes.examiner import Inspection, with_verdicts
 from gems.nodes.looking_ahead import LookAhead
 from gems.nodes.meter import Meter, metered, paid_answers
 from gems.nodes.resources import Node, Resources
-from gems.nodes.retry import Goto, report_failure
+from gems.nodes.retry import Goto, is_backend_failure, report_failure
+from gems.secrets import one_line
 from gems.seeds import seed_of_attempt
 from gems.stopping import is_cancelled, is_stopping
 
 __all__ = ["edit_of", "image_metadata", "make_editor", "make_generator", "without_image"]
 
 T = TypeVar("T")
+
+_LOG: Final = logging.getLogger(__name__)
 
 
 def make_generator(resources: Resources) -> Node:
@@ -226,24 +232,32 @@ class _Easel:
         """Draw some of the images in one call of the generator, and file them."""
 
         def on_step(step: Step) -> None:
-            self._report(replace(step, index=candidates[step.index]))
+            try:
+                self._report(replace(step, index=candidates[step.index]))
+            except Exception as error:
+                faults_of_ours.append(error)
+                raise
 
         def paint() -> None:
-            file_all(self.backend.generate(group, on_step=on_step))
+            with self._failures_told(faults_of_ours):
+                results = _checked(self.backend.generate(group, on_step=on_step), len(candidates), self.backend.name)
+            file_all(results)
 
         async def paint_here(backend: Asynchronous) -> None:
             images = charge.unless_failed(backend.agenerate(group, on_step=on_step), draws_for_many(self.backend))
-            await in_thread(file_all, await until_cancelled(images))
+            with self._failures_told(faults_of_ours):
+                results = _checked(await until_cancelled(images), len(candidates), self.backend.name)
+            await in_thread(file_all, results)
 
         def file_all(results: Sequence[GeneratedImage | BackendError]) -> None:
-            checked = map(opaque, _checked(results, len(candidates), self.backend.name))
-            outcomes = dict(zip(candidates, checked, strict=True))
+            outcomes = dict(zip(candidates, map(opaque, results), strict=True))
             new_images = {c: result for c, result in outcomes.items() if isinstance(result, GeneratedImage)}
             errors.update({c: error for c, error in outcomes.items() if isinstance(error, BackendError)})
             charge.settle(len(new_images))
             for candidate, result in new_images.items():
                 self._file(candidate, result, self._key(requests[candidate]))
 
+        faults_of_ours = list[Exception]()
         group, charge = [requests[candidate] for candidate in candidates], _Charge(self.meter, len(candidates))
         token = ASKS.set(charge.ask)
         try:
@@ -257,6 +271,26 @@ class _Easel:
             errors[candidates[0]] = stop
         finally:
             ASKS.reset(token)
+
+    @contextmanager
+    def _failures_told(self, faults_of_ours: Sequence[Exception]) -> Iterator[None]:
+        """Let whatever a generator raises, which may be a bug in it, end the drawing and not the run.
+
+        The best image so far is kept, and nobody draws again, and pays again, what fails in the same way. In the first
+        round there is no image to keep, and a full disk is no fault of the generator: these are raised.
+        """
+        try:
+            yield
+        except (GemsError, GraphBubbleUp, CancelledError):
+            raise
+        except Exception as error:
+            is_ours = isinstance(error, OSError) or any(error is fault for fault in faults_of_ours)
+            if is_ours or is_backend_failure(error) or self.round == 1:
+                raise
+            name = public_name(self.backend.name)
+            _LOG.exception("the generator %s failed", name)
+            words = f"{type(error).__name__}: {one_line(error, 300)}".removesuffix(": ")
+            raise BackendError(f"{name} failed: {words}", retryable=False) from error
 
     def _report(self, step: Step) -> None:
         """Stream a denoising step, and stop the drawing between two steps if the run is asked to stop."""

@@ -211,6 +211,13 @@ def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.Monk
     assert reported_steps[0].preview.getpixel((0, 0)) != result.image.getpixel((0, 0))
 
 
+def test_a_refusal_in_a_stream_is_one(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai_images, "_OPENAI", f"{image_server}/stream-refusal/v1")
+    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY, previews=2), OPERATOR)
+    assert isinstance(draw_one(generator), ContentRefusedError)
+    assert len(requests_to(image_server, "stream-refusal")) == 1
+
+
 # --- faults ---------------------------------------------------------------------------------------------------------
 
 
@@ -258,7 +265,7 @@ def test_the_query_of_an_address_is_sent_with_every_request(image_server: str, w
 
 def test_a_page_instead_of_an_image(image_server: str) -> None:
     assert "text/html" in str(draw_one(plain(image_server, "page")))
-    assert "not JSON" in str(draw_one(openai(image_server, "page", timeout=0.5)))
+    assert "is a page" in str(draw_one(openai(image_server, "page", timeout=0.5)))
 
 
 def test_a_slow_drip_does_not_outlast_the_deadline(image_server: str) -> None:
@@ -493,26 +500,26 @@ def test_a_damaged_file_is_an_image_or_a_failure(kind: str, changes: list[tuple[
     [
         ("refuses", "answers 400: Cannot execute: no outputs"),
         ("crashes", r"node 3 \(KSampler\): CUDA out of memory"),
-        ("mute", "makes no image; it needs a SaveImage node"),
+        ("mute", "makes no image; the server lists no file of its SaveImage node"),
         (
             "node-errors",
             r"answers 400: Prompt outputs failed validation; node 4 \(CheckpointLoaderSimple\): Value not in list:",
         ),
         ("node-errors-200", r"the workflow was refused: Prompt outputs .*; node 4 \(CheckpointLoaderSimple\): Value"),
         ("null-answer", "the workflow was refused: no reason given"),
-        ("null-outputs", "makes no image; it needs a SaveImage node"),
+        ("null-outputs", "makes no image; the server lists no file of its SaveImage node"),
         ("loud-error", "the workflow failed: .*no memory"),
         ("null-messages", "the workflow failed: no reason given"),
         ("null-details", "the workflow failed: no reason given$"),
         ("interrupted-early", "the workflow failed: it was interrupted on the server$"),
         ("other-messages", "the workflow failed: node 3: no VRAM$"),
         ("status-text", "the workflow failed: no VRAM$"),
-        ("null-status", "makes no image; it needs a SaveImage node"),
-        ("success-message", "makes no image; it needs a SaveImage node"),
+        ("null-status", "makes no image; the server lists no file of its SaveImage node"),
+        ("success-message", "makes no image; the server lists no file of its SaveImage node"),
         ("dequeued", "the workflow was removed from the server's queue$"),
         ("interrupted", "the workflow failed: it was interrupted on the server"),
         ("half-refused", r"makes no image; node 9 \(SaveImage\): Required input is missing: images$"),
-        ("only-its-input", "makes no image; it needs a SaveImage node"),
+        ("only-its-input", "makes no image; the server lists no file of its SaveImage node"),
         ("fails-before", r"the workflow failed: node 12 \(Upscale\): no memory$"),
         ("never", "was not done in time|no answer|too slowly"),  # whichever timeout fires first
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import ssl
@@ -18,7 +19,7 @@ from langchain_core.messages import HumanMessage
 from servers.threaded import serving
 
 from gems.authority import OPERATOR
-from gems.errors import PAY_HINT, BackendError
+from gems.errors import PAY_HINT, BackendError, MalformedAnswerError
 from gems.models.registry import init_mllm
 from gems.nodes.decomposer import Requirements
 from gems.options import ChatOptions
@@ -45,6 +46,9 @@ class Handler(BaseHTTPRequestHandler):
     status: int = 200
     body: bytes = b""
     requests: ClassVar[list[str]] = []
+    location: str = ""
+    damaged: ClassVar[list[bytes]] = []
+    """Bodies that are sent first, as if they were packed."""
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
@@ -54,9 +58,15 @@ class Handler(BaseHTTPRequestHandler):
         self.requests.append(self.path)
         self.send_response(self.status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(self.body)))
+        if self.location:
+            self.send_header("Location", self.location)
+        body = self.body
+        if self.damaged:
+            body = self.damaged.pop()
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(self.body)
+        self.wfile.write(body)
 
 
 class Server:
@@ -91,6 +101,90 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     handler = type("OneHandler", (Handler,), {"requests": []})
     with serving(handler) as http:
         yield Server(http, handler)
+
+
+def saying(provider: str, text: Any) -> dict[str, Any]:
+    """A provider's answer with a text, or with parts of its content as they are."""
+    parts = text if isinstance(text, list) else [{"type": "text", "text": text}]
+    usage = {"input_tokens": 1, "output_tokens": 1, "inputTokens": 1, "outputTokens": 1, "totalTokens": 2}
+    message = {"role": "assistant", "content": text}
+    blocks = {"role": "assistant", "content": parts, "usage": usage}
+    bodies: dict[str, dict[str, Any]] = {
+        "anthropic": {"id": "m", "type": "message", "model": "m", "stop_reason": "end_turn", **blocks},
+        "google": {"candidates": [{"content": {"parts": _plain(parts)}, "finishReason": "STOP"}]},
+        "ollama": {"model": "m", "message": message, "done": True, "done_reason": "stop"},
+        "bedrock": {"output": {"message": {"role": "assistant", "content": _plain(parts)}}, "usage": usage,
+                    "stopReason": "end_turn", "metrics": {"latencyMs": 1}},
+    }  # fmt: skip
+    chat = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "system_fingerprint": None}
+    return bodies.get(provider) or {**chat, "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+def _plain(parts: list[Any]) -> list[Any]:
+    return [part and {"text": part["text"]} for part in parts]
+
+
+@pytest.mark.parametrize("provider", [name for name in NAMES if name not in ("responses", "ollama")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_null_among_the_parts_of_an_answer_is_left_out(server: Server, provider: str, place: int) -> None:
+    parts: list[Any] = [{"type": "text", "text": t} for t in ('{"requirements": [{"question": ', '"Is it red?"}]}')]
+    parts.insert(place, None)
+    server.answers(200, saying(provider, parts))
+    name, options = server.options(provider)
+    answer, _ = fill(init_mllm(name, options, OPERATOR), Requirements, options=options)
+    assert [requirement.question for requirement in answer.form.requirements] == ["Is it red?"]
+    assert len(server.handler.requests) == 1
+
+
+@pytest.mark.parametrize("provider", [name for name in NAMES if name != "responses"])
+def test_an_answer_with_half_a_character_is_sent_back_as_any_other(server: Server, provider: str) -> None:
+    server.answers(200, saying(provider, "I see \ud83d"))
+    error = server.error(provider)
+    assert isinstance(error, MalformedAnswerError), error
+    assert len(server.handler.requests) > 1
+
+
+@pytest.mark.parametrize("provider", [name for name in NAMES if name not in ("responses", "bedrock")])
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_would_lose_the_question_is_told(server: Server, provider: str, status: int) -> None:
+    server.answers(status, {})
+    server.handler.location = "/login"
+    error = server.error(provider)
+    assert not error.retryable
+    assert "redirects" in str(error)
+    assert "give the final address as base_url" in str(error)
+    assert len(server.handler.requests) == 1
+
+
+@pytest.mark.parametrize("provider", ["google", "ollama", "anthropic", "openrouter"])
+def test_no_question_and_no_key_is_taken_to_another_host(server: Server, provider: str) -> None:
+    with serving(type("OtherHandler", (Handler,), {"requests": (asked := [])})) as other:
+        server.answers(307, {})
+        server.handler.location = f"http://127.0.0.1:{other.server_port}/v1"
+        assert "redirects (307)" in str(server.error(provider))
+        assert asked == []
+
+
+@pytest.mark.parametrize("provider", ["google", "mistral", "anthropic", "ollama"])
+def test_a_damaged_answer_is_asked_for_again(server: Server, provider: str) -> None:
+    server.answers(200, saying(provider, '{"requirements": [{"question": "Is it red?"}]}'))
+    damaged = bytearray(gzip.compress(server.handler.body))
+    damaged[len(damaged) // 2] ^= 255
+    server.handler.damaged = [bytes(damaged)]
+    if provider == "ollama":  # which the run itself asks again
+        assert server.error(provider).retryable
+    name, options = server.options(provider)
+    answer, _ = fill(init_mllm(name, options, OPERATOR), Requirements, options=options)
+    assert [requirement.question for requirement in answer.form.requirements] == ["Is it red?"]
+    assert len(server.handler.requests) == 2
+
+
+def test_an_ollama_that_has_only_loaded_its_model_may_answer_now(server: Server) -> None:
+    empty = saying("ollama", "")
+    server.answers(200, {**empty, "done_reason": "load"})
+    error = server.error("ollama")
+    assert error.retryable
+    assert "has loaded its model" in str(error)
 
 
 @pytest.mark.parametrize("provider", NAMES)

@@ -637,6 +637,29 @@ def test_bad_input_and_bugs_are_raised_not_reported(tmp_path: Path) -> None:
             run()
 
 
+@pytest.mark.parametrize("kind", ["raises", "returns nothing"])
+def test_whatever_a_generator_raises_it_ends_the_drawing_and_keeps_the_best_image(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Buggy(PaintGenerator):
+        def generate(self, requests: Any, *, on_step: Any = None) -> Any:
+            if self.requests:
+                self.requests.append(requests[0])
+                if kind == "raises":
+                    raise ValueError("a bug\nin it")
+                return None
+            return super().generate(requests, on_step=on_step)
+
+    run = Run(tmp_path, generator=Buggy())
+    out = run()
+    assert (out["outcome"], len(out["attempts"]), out["usage"].images) == ("failed", 1, 1)
+    assert out["image"] == out["attempts"][0].image
+    [error] = out["errors"]
+    assert error.startswith("generator: paint failed: ValueError: a bug in it" if kind == "raises" else "generator: ")
+    assert len(run.generator.requests) == 2
+    assert caplog.records[0].exc_info, "whoever wrote it is told where"
+
+
 @pytest.mark.parametrize("prompt", ["", "  \n", "x" * 4001, "a \x00 cat", "a \x1b[31mcat"])
 def test_an_unusable_prompt_spends_nothing(tmp_path: Path, prompt: str) -> None:
     run = Run(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import operator
 import sqlite3
 import subprocess
@@ -30,6 +31,7 @@ from langgraph.types import Command, Send
 from typing_extensions import TypedDict
 
 from gems import GemsContext, GemsOutput, ImageRef, InputError, as_node, as_tool, build_graph, init_embedder
+from gems.errors import BackendError, ContentRefusedError
 from gems.memory.trajectory import namespace
 
 QUICK = {"seed": 3, "memory": False, "max_rounds": 2}
@@ -424,6 +426,29 @@ def test_an_agent_draws_with_it_as_a_tool() -> None:
         assert thing in tool_messages[call].artifact["attempts"][0].prompt
         assert '"outcome": "solved"' in tool_messages[call].text
     assert out["messages"][-1].text == "Here they are."
+
+
+@pytest.mark.parametrize("error", [BackendError("server down", retryable=False), ContentRefusedError("not safe")])
+@pytest.mark.parametrize("face", ["invoke", "ainvoke"])
+def test_a_tool_without_an_image_has_failed(error: BackendError, face: str) -> None:
+    tool = as_tool(build_graph(generator=PaintGenerator(fail=lambda request, n: error), settings=QUICK))
+    call = {"type": "tool_call", "id": "1", "name": "generate_image", "args": {"prompt": "two red cars"}}
+    message = tool.invoke(call) if face == "invoke" else asyncio.run(tool.ainvoke(call))
+    content = json.loads(message.text)
+    assert message.status == "error"
+    assert content["image"] is None
+    assert str(error) in content["errors"][0]
+
+
+def test_a_tool_whose_later_round_fails_has_an_image() -> None:
+    def fail(request: Any, n: int) -> BackendError | None:
+        return BackendError("server down", retryable=False) if n else None
+
+    graph = build_graph(generator=PaintGenerator(fail=fail), settings=QUICK)
+    call = {"type": "tool_call", "id": "1", "name": "generate_image", "args": {"prompt": "two red cars"}}
+    message = as_tool(graph).invoke(call)
+    assert message.status == "success"
+    assert json.loads(message.text)["image"] == message.artifact["image"].uri
 
 
 def test_a_tool_can_ask_a_person_to_review() -> None:

@@ -210,6 +210,9 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(200, answer.encode(), "application/json")
             case "streams-unasked":
                 return self._stream(prompt, seed)
+            case "stream-refusal":
+                error = {"type": "error", "error": {"code": "moderation_blocked", "message": "not safe"}}
+                return self._answer(200, f"event: error\ndata: {json.dumps(error)}\n\n".encode(), "text/event-stream")
             case "strict" if refused := next((f for f in ("seed", "response_format") if f in request), None):
                 return self._json(
                     422, {"detail": [{"loc": ["body", refused], "msg": "Extra inputs are not permitted"}]}

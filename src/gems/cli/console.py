@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import functools
 import io
+import logging
 import os
 import signal
 import sqlite3
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -170,7 +172,10 @@ _ADVICE: Final = {
 
 
 def _quiet_libraries() -> None:
-    """Silence loading bars, and what libraries report to their makers, unless the user has set these variables."""
+    """Silence loading bars, warnings about answers, and what libraries report to their makers.
+
+    The user may have set the variables, or asked Python for warnings.
+    """
     for name, value in {
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -183,6 +188,10 @@ def _quiet_libraries() -> None:
         "LANGGRAPH_STRICT_MSGPACK": "true",
     }.items():
         os.environ.setdefault(name, value)
+    for package in ("langchain_ollama", "langchain_google_genai", "langchain_anthropic", "google_genai"):
+        logging.getLogger(package).setLevel(logging.ERROR)  # what they warn of in an answer, we read and tell
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"google\.genai|langchain_|pydantic\.|PIL\.")
 
 
 def notify(text: str) -> None:

@@ -8,12 +8,13 @@ from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 
 from gems.faces import in_thread, runs_here, until_cancelled
 from gems.handlers import handled_on
 from gems.models.deadlines import deadline_of, too_late, within_deadline
+from gems.models.lenient import whole_texts
 from gems.models.servers.told_errors import with_told_errors
 from gems.models.tries import in_tries
 
@@ -57,17 +58,28 @@ async def call_model(
 
     try:
         if runs_here():
-            return within_deadline(call, seconds)
+            return _sendable(within_deadline(call, seconds))
         has_own_client = seconds is None and _has_async_client(model)
         try:
             async with asyncio.timeout(seconds) as limit:
-                return await until_cancelled(runnable.ainvoke(messages) if has_own_client else in_thread(call))
+                answer = until_cancelled(runnable.ainvoke(messages) if has_own_client else in_thread(call))
+                return _sendable(await answer)
         except TimeoutError:
             if limit.expired() and seconds is not None:
                 raise too_late(seconds) from None
             raise
     finally:
         CALL.reset(token)
+
+
+def _sendable(answer: T) -> T:
+    """An answer that can be sent back: its server may have spelled halves of characters, which no request can hold."""
+    messages = answer.values() if isinstance(answer, dict) else [answer]
+    for message in messages:
+        if isinstance(message, AIMessage):
+            for name in ("content", "tool_calls", "invalid_tool_calls", "additional_kwargs"):
+                setattr(message, name, whole_texts(getattr(message, name)))
+    return answer
 
 
 def _has_async_client(model: BaseChatModel) -> bool:

@@ -45,13 +45,19 @@ _STATUSES: Final = {
     "ModelTimeoutError": 408,
     "ModelConnectionError": 503,
     "ModelAPIError": 500,
-    # openai, anthropic and httpx; then botocore, openrouter, google-auth, torch and Python itself.
-    **dict.fromkeys(("APITimeoutError", "TimeoutException", "TimeoutError"), 408),
+    # openai, anthropic, httpx and requests; then botocore, openrouter, google-auth, torch and Python itself; then
+    # answers that are damaged, or lost on their way, of httpx, aiohttp, requests and urllib3.
+    **dict.fromkeys(("APITimeoutError", "TimeoutException", "TimeoutError", "Timeout"), 408),
     **dict.fromkeys(("APIConnectionError", "TransportError", "HTTPClientError", "NoResponseError"), 503),
     **dict.fromkeys(("ConnectionError", "OutOfMemoryError"), 503),
+    **dict.fromkeys(("DecodingError", "ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError"), 503),
+    **dict.fromkeys(("ContentDecodingError", "ProtocolError", "DecodeError", "IncompleteRead"), 503),
     **dict.fromkeys(("NoCredentialsError", "TokenRetrievalError", "GoogleAuthError"), 401),
 }
 """The same for exceptions that carry none. A name further up in this table counts more."""
+
+_NEVER_PASSES: Final = frozenset({"UnsupportedProtocol", "TooManyRedirects", "InvalidURL", "InvalidSchema"})
+"""Exceptions of clients about an address, which is no better at the next try; some count as of a connection."""
 
 _DEPTH: Final = 6
 """How many causes of an exception are looked at."""
@@ -159,6 +165,8 @@ def is_passing(error: BaseException) -> bool:
     status = status_of(error)
     if status is None or not is_passing_status(status):
         return False
+    if any(type(cause).__name__ in _NEVER_PASSES for cause in causes_of(error)):
+        return False
     return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error) or _advice_on_connections(error))
 
 
@@ -183,9 +191,10 @@ def seconds_to_wait(error: BaseException) -> float:
 
 _LOST_ANSWERS: Final = frozenset(
     {"ReadError", "ReadTimeout", "RemoteProtocolError", "ReadTimeoutError", "ConnectionClosedError", "IncompleteRead"}
-    | {"DecodingError"}
+    | {"DecodingError", "ClientPayloadError", "ServerDisconnectedError", "ChunkedEncodingError", "ContentDecodingError"}
+    | {"ProtocolError", "DecodeError"}
 )
-"""Exceptions of httpx, botocore and urllib3 about an answer that did not arrive: the request had been sent."""
+"""Exceptions of HTTP clients about an answer that did not arrive: the request had been sent."""
 
 
 _NOT_SENT: Final = frozenset(

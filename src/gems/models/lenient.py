@@ -50,6 +50,7 @@ __all__ = [
     "prose_around",
     "read_answer",
     "whole_number",
+    "whole_texts",
     "without_half_characters",
 ]
 
@@ -314,6 +315,28 @@ def without_half_characters(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def whole_texts(value: Any, *, spelled_in: str | None = None) -> Any:
+    """A value of JSON whose texts can all be written down, see ``without_half_characters``.
+
+    Args:
+        value: The value.
+        spelled_in: The JSON that it was read from, if known, which mostly tells that there is nothing to do.
+    """
+    if spelled_in is not None and not _HALF_A_CHARACTER.search(spelled_in):
+        return value
+    if isinstance(value, str):
+        return without_half_characters(value)
+    if isinstance(value, list):
+        return [whole_texts(item) for item in value]
+    if isinstance(value, dict):
+        return {whole_texts(key): whole_texts(item) for key, item in value.items()}
+    return value
+
+
+_HALF_A_CHARACTER: Final = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+"""Matches what may become half of a UTF-16 character, spelled out or not."""
+
+
 def json_values(text: str) -> list[Any]:
     """The JSON objects and arrays in a text, outermost first; any text may be around them."""
     return _scan(text).values
@@ -397,12 +420,28 @@ def _scan(text: str) -> _Scan:
                 if failures > _MAX_FAILURES:
                     return _Scan(values, True, text)
                 continue
-        values.append(value)
+        values.append(whole_texts(value, spelled_in=text))
         prose.append(text[end : match.start()])
         end = position
         if len(values) == _MAX_VALUES:
             return _Scan(values, True, text)
+    is_broken = is_broken or (bool(values) and _lacks_beginning(values[-1], prose[0], text[end:]))
     return _Scan(values, is_broken, "".join([*prose, text[end:]]), text[end:] if values else "")
+
+
+def _lacks_beginning(last: Any, before: str, after: str) -> bool:
+    """Whether what follows the last JSON value closes what nothing in the text has opened.
+
+    A bracket too many at the end is none of that, as models write it.
+    """
+    closes_list = isinstance(last, dict) and _CLOSES_LIST.match(after)
+    return bool(closes_list or (_CLOSES_OBJECT.match(after) and _IS_CUT.search(before)))
+
+
+_CLOSES_LIST: Final = re.compile(r"\s*,?\s*\]")
+_CLOSES_OBJECT: Final = re.compile(r"\s*,?\s*\}")
+_IS_CUT: Final = re.compile(r'[,:\]}]\s*("[^"]*"\s*:\s*)?\Z')
+"""Matches the end of what is before a value inside of other JSON."""
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

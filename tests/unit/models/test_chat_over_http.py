@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
@@ -13,13 +14,14 @@ from typing import Any, ClassVar
 
 import pytest
 from chatting import fill
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.errors import GraphDrained
 from PIL import Image
 from servers.threaded import serving
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError
+from gems.models.calling import call_model
 from gems.models.generators import Edit, ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
 from gems.nodes.decomposer import Requirements
@@ -389,3 +391,16 @@ def test_a_whole_answer_whose_headers_lie_is_paid_once(
     answer, usage = fill(model, Plan)
     assert answer.form.prompt == "ein süßes Auto"
     assert (handler.requests, usage.chat_calls) == (1, 1)
+
+
+def test_a_call_with_half_a_character_can_be_sent_back(server: tuple[str, type[Handler]]) -> None:
+    address, handler = server
+    arguments = json.dumps({"a": [{"b \ud83d": "\udcff"}]})
+    call = {"id": "c1", "type": "function", "function": {"name": "counting", "arguments": arguments}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    handler.answer = (200, "application/json", json.dumps({"choices": [{"message": message}]}).encode())
+    model = init_mllm("openai:m", ChatOptions(base_url=address, api_key="none", timeout=20), OPERATOR)
+    answer = asyncio.run(call_model(model, QUESTION, model, lambda _: False))
+    assert answer.tool_calls[0]["args"] == {"a": [{"b \ufffd": "\ufffd"}]}
+    model.invoke([*QUESTION, answer, ToolMessage("three", tool_call_id="c1")])
+    assert handler.requests == 2

@@ -15,7 +15,7 @@ from PIL import Image
 from servers.threaded import serving
 
 from gems.authority import OPERATOR
-from gems.errors import BackendError
+from gems.errors import BackendError, ContentRefusedError
 from gems.models.generators import GeneratedImage, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
@@ -241,7 +241,7 @@ def test_a_server_that_has_no_room_for_a_workflow_is_asked_again(address: str, w
 def test_a_file_of_the_input_folder_is_no_image_of_the_run(address: str, workflow: str) -> None:
     _Handler.histories = [{RUN: entry(images=[{**FILE, "type": "input"}])}]
     result = draw(address, workflow)
-    assert "makes no image; it needs a SaveImage node" in str(result)
+    assert "makes no image; the server lists no file of its SaveImage node" in str(result)
 
 
 @pytest.mark.parametrize("is_history", [True, False])
@@ -253,3 +253,107 @@ def test_a_long_list_of_files_does_not_outlast_the_timeout(address: str, workflo
     _Handler.view = PNG[:-40]
     assert isinstance(draw(address, workflow, timeout=0.1), BackendError)
     assert len(_Handler.asked) < 200
+
+
+HALF: Final = "\ud83d"
+
+
+@pytest.mark.parametrize("name", ["filename", "subfolder", "type"])
+def test_half_a_character_in_the_name_of_a_file_costs_no_other_image(address: str, workflow: str, name: str) -> None:
+    _Handler.histories = [{RUN: entry(images=[{**FILE, name: FILE[name] + HALF}])}]
+    result = draw(address, workflow)
+    if name == "type":  # no folder of that name is known
+        assert isinstance(result, BackendError)
+        assert not result.retryable
+    else:
+        assert_is_ours(result)
+
+
+def test_half_a_character_in_the_name_of_a_run_is_asked_for_as_it_can_be_written(address: str, workflow: str) -> None:
+    _Handler.accepts = {"prompt_id": RUN + HALF}
+    _Handler.histories = [{RUN + HALF: entry()}]
+    assert_is_ours(draw(address, workflow))
+    assert _Handler.asked[0] == f"/history/{RUN}%EF%BF%BD"
+
+
+@pytest.mark.parametrize("place", ["run", "filename"])
+def test_a_name_that_fits_into_no_address_is_one_error(address: str, workflow: str, place: str) -> None:
+    long = "x" * 70_000
+    if place == "run":
+        _Handler.accepts = {"prompt_id": long}
+    _Handler.histories = [{RUN: entry(images=[{**FILE, "filename": long}])}]
+    result = draw(address, workflow)
+    assert isinstance(result, BackendError)
+    assert not result.retryable
+    assert "may be charged, but cannot be fetched: a request for it cannot be written (" in str(result)
+
+
+def test_what_nobody_expects_of_an_answer_is_one_error_beside_the_other_images(
+    address: str, workflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of ours in reading an answer, of which we know none."""
+    entries = iter([KeyError("a bug"), entry()])
+
+    def read(history: Any, run: str) -> Any:
+        result = next(entries)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr("gems.models.servers.comfyui.entry_of", read)
+    options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", concurrency=1)
+    generator = init_image_generator(f"comfyui:{address}", options, OPERATOR)
+    failure, image = generator.generate([ImageRequest("a car", 1), ImageRequest("a car", 2)])
+    assert_is_ours(image)
+    assert isinstance(failure, BackendError)
+    assert (failure.retryable, failure.may_cost, len(_Handler.queued)) == (False, True, 2)
+    assert "may be charged, but its answer cannot be read (KeyError: 'a bug')" in str(failure)
+
+
+def _failed(words: str, **details: Any) -> dict[str, Any]:
+    error = ["execution_error", {"node_id": "3", "exception_message": words, **details}]
+    return {"outputs": {}, "status": {"status_str": "error", "completed": False, "messages": [error]}}
+
+
+@pytest.mark.parametrize(
+    "failed",
+    [
+        _failed("API Error: Your request was rejected by the safety system. (moderation_blocked)"),
+        _failed("Task failed: {'status': 'Content Moderated', 'details': None}"),
+        _failed("Prompt failed safety check"),
+        {"outputs": {}, "status": "failed", "error": {"code": "content_policy_violation", "message": "no"}},
+        {"outputs": {}, "status": "Content Moderated"},
+        {"outputs": {}, "status": {"status_str": "error", "messages": []}, "error": "Request Moderated"},
+    ],
+)
+def test_a_node_whose_provider_refuses_the_prompt(address: str, workflow: str, failed: dict[str, Any]) -> None:
+    _Handler.histories = [{RUN: failed}]
+    result = draw(address, workflow)
+    assert isinstance(result, ContentRefusedError), result
+    assert "the workflow failed: " in str(result)
+
+
+def test_the_name_of_a_node_is_no_refusal_and_hides_no_reason(address: str, workflow: str) -> None:
+    _Handler.histories = [{RUN: _failed("out of memory", node_type="ContentModeration" + "x" * 900)}]
+    result = draw(address, workflow)
+    assert isinstance(result, BackendError)
+    assert not isinstance(result, ContentRefusedError)
+    assert str(result).endswith("xxx): out of memory")
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ({"gifs": [{"filename": "a.mp4", "type": "output"}]}, "it saves a.mp4, which is no image"),
+        (
+            {"images": [{"filename": "a.gif", "type": "output"}], "animated": [True]},
+            "it saves a.gif, which is no image",
+        ),
+        ({"text": ["hello"]}, "the server lists no file"),
+    ],
+)
+def test_a_workflow_without_an_image_says_what_there_is(
+    address: str, workflow: str, output: dict[str, Any], says: str
+) -> None:
+    _Handler.histories = [{RUN: entry(**output)}]
+    assert f"the workflow makes no image; {says}" in str(draw(address, workflow))

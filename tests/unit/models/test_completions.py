@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from langchain_core.messages import AIMessage
@@ -12,6 +12,7 @@ from langchain_core.messages import AIMessage
 from gems.errors import PAY_HINT, BackendError
 from gems.graph.state import Requirement
 from gems.models.form_reading import read_form
+from gems.models.servers.completion_messages import read_content
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
 from gems.models.unsupported_requests import is_not_understood
@@ -589,3 +590,36 @@ def test_a_stream_that_ends_amid_an_answer_by_its_own_words_is_not_torn(end: byt
 def test_a_stream_without_an_end_is_taken_if_its_answer_is_whole() -> None:
     answer = tidy_completion(read_completion(_event({"content": FORM[:60]}) + _event({"content": FORM[60:]})), "m")
     assert answer["choices"][0]["message"]["content"] == FORM
+
+
+_SPLIT: Final = [{"type": "text", "text": '{"prompt": '}, {"type": "text", "text": '"a cat"}'}]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [*_SPLIT, None],
+        [None, *_SPLIT],
+        [_SPLIT[0], None, _SPLIT[1], ""],
+        [*_SPLIT, {"type": "text", "text": None}],
+        [{"type": "reasoning", "text": 'I think {"prompt": "no"}'}, *_SPLIT],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, *_SPLIT],
+        [*_SPLIT, None, {"type": "image_url", "image_url": {"url": "x"}}],
+        [*_SPLIT, {"type": "unheard_of", "value": 7}],
+        ['{"prompt": ', None, '"a cat"}'],
+        [{"text": '{"prompt": '}, None, {"text": {"value": '"a cat"}'}}],
+        [{"type": "thinking", "text": '{"prompt": "a cat"}'}],
+    ],
+)
+def test_what_is_no_text_among_the_parts_of_an_answer_is_left_out(parts: list[Any]) -> None:
+    assert read_content(parts) == '{"prompt": "a cat"}'
+
+
+@pytest.mark.parametrize("parts", [[], [None], [{"type": "image_url", "image_url": {"url": "x"}}]])
+def test_parts_without_a_text_are_no_answer(parts: list[Any]) -> None:
+    assert read_content(parts) == ""
+
+
+@pytest.mark.parametrize("rows", [[["r1", "yes", 0.9], None], [{"question": "Is it red?"}], [1, 2]])
+def test_an_answer_that_was_parsed_already_is_no_list_of_parts(rows: list[Any]) -> None:
+    assert json.loads(read_content(rows)) == rows

@@ -13,6 +13,7 @@ from gems.errors import MalformedAnswerError
 from gems.models.form_reading import read_form
 from gems.models.thoughts import reasoning_of
 from gems.models.unfinished_answers import read_whole_part, repeats_itself
+from gems.nodes.decomposer import Requirements
 
 
 class Part(BaseModel):
@@ -183,3 +184,23 @@ def test_reasoning_is_found_in_and_beside_content_blocks() -> None:
     beside = AIMessage(CAR_JSON, additional_kwargs={"reasoning_content": " Hm.\n"})
     openai = beside.model_copy(update={"response_metadata": {"model_provider": "openai"}})
     assert [reasoning_of(m) for m in (blocks, beside, openai, AIMessage(CAR_JSON))] == ["Hm.", "Hm.", "Hm.", ""]
+
+
+@pytest.mark.parametrize("beginning", range(0, 60, 7))
+def test_an_answer_that_lost_its_beginning_is_asked_for_again(beginning: int) -> None:
+    """Its last items alone would be requirements that nobody misses."""
+    questions = [{"question": f"Is there a {thing}?", "kind": "object"} for thing in ("car", "dog", "cat")]
+    whole = json.dumps({"requirements": questions})
+    message = AIMessage(whole[beginning:])
+    if beginning == 0:
+        assert len(read_form(message, Requirements).requirements) == 3
+        return
+    with pytest.raises(MalformedAnswerError):
+        read_form(message, Requirements)
+    assert read_form(message, Requirements, pieces=True).requirements
+
+
+@pytest.mark.parametrize("end", ["}", "]", " }\n", "]}"])
+def test_a_bracket_too_many_at_the_end_is_nothing_lost(end: str) -> None:
+    form = json.dumps({"requirements": [{"question": "Is there a car?"}]})
+    assert len(read_form(AIMessage(form + end), Requirements).requirements) == 1

@@ -91,6 +91,31 @@ def test_a_fault_that_does_not_pass_is_told_at_once_with_what_to_do(fault: Any, 
     assert bool(advice) is ("; " in str(result)), result
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"data": [{"url": "data:image/svg+xml,%3Csvg\ud83d"}]},
+        {"data": [{"url": "/\ud83d.png"}]},
+        {"error": {"message": "no \ud83d", "code": "\udcff"}},
+    ],
+)
+def test_half_a_character_in_an_answer_is_one_error(answer: Any) -> None:
+    with answering(in_json(answer)) as server:
+        result = draw(server.openai())
+        assert isinstance(result, BackendError)
+        assert not result.retryable
+        assert len(server.posts) == 1
+    str(result).encode()
+
+
+@pytest.mark.parametrize("kind", ["openai", "http"])
+@pytest.mark.parametrize("page", [b"<!doctype html><title>Sign in</title>", b"\n<html><body>Log in</body></html>"])
+def test_a_page_in_place_of_an_image_is_called_one(page: bytes, kind: str) -> None:
+    with answering((200, page, "text/html")) as server:
+        result = draw(server.openai() if kind == "openai" else server.plain())
+    assert "a page, such as one to log in" in str(result)
+
+
 def test_chat_servers_speak_of_money_in_the_same_way() -> None:
     spent = {"message": "Insufficient balance", "code": "rate_limit_exceeded"}
     assert not server_error("x", spent, was_understood=False).retryable

@@ -10,14 +10,15 @@ import hashlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
-from langgraph.errors import GraphDrained
+from langgraph.errors import GraphBubbleUp, GraphDrained
 from PIL import Image
 from pydantic import SecretStr
 
-from gems.errors import BackendError
+from gems.errors import BackendError, GemsError
 from gems.models.generators import (
     ASKS,
     GeneratedImage,
@@ -33,6 +34,7 @@ from gems.models.servers.http_client import ServerClient
 from gems.models.servers.image_files import NOTE
 from gems.models.servers.retries import PassingError, charged, try_until
 from gems.options import GeneratorOptions
+from gems.secrets import one_line
 from gems.stopping import acquire
 
 __all__ = ["CHECK_TIMEOUT", "RemoteGenerator", "explain_options"]
@@ -45,6 +47,30 @@ _TINY: Final = 4
 _MAX_PAID_TRIES: Final = 3
 """Requests that a server took and that ended without a usable image, after which no other is sent: each of them may
 cost as much as an image."""
+
+
+class _Report:
+    """Reports the steps of one image.
+
+    Args:
+        index: The image's place in the call.
+        on_step: Is called with the steps; None reports them to nobody.
+
+    Attributes:
+        fault: What ``on_step`` has raised, which ends the generation.
+    """
+
+    def __init__(self, index: int, on_step: StepCallback | None) -> None:
+        self._index, self._on_step = index, on_step
+        self.fault: Exception | None = None
+
+    def __call__(self, step: Step) -> None:
+        try:
+            if self._on_step:
+                self._on_step(Step(self._index, step.step, step.steps, step.preview))
+        except Exception as error:
+            self.fault = error
+            raise
 
 
 class RemoteGenerator(ServerClient, ABC):
@@ -148,14 +174,32 @@ class RemoteGenerator(ServerClient, ABC):
     async def _draw(
         self, index: int, request: ImageRequest, on_step: StepCallback | None
     ) -> GeneratedImage | BackendError | GraphDrained:
-        report = on_step or (lambda _: None)
+        report = _Report(index, on_step)
         try:
-            image = await self._retry(request, lambda s: report(Step(index, s.step, s.steps, s.preview)))
+            image = await self._retry(request, report)
         except (BackendError, GraphDrained) as error:
             return error
         if on_step:
             await asyncio.to_thread(on_step, Step(index, 1, 1))
         return GeneratedImage(self.as_drawn(request), image, self._note(image))
+
+    @contextmanager
+    def _unread_answers(self, report: _Report) -> Iterator[None]:
+        """Let a failure of ours on an answer end as an error of one image: those beside it are paid, too.
+
+        Whatever the failure is, to draw the image again would end in the same way.
+        """
+        try:
+            yield
+        except (GemsError, GraphBubbleUp):
+            raise
+        except Exception as error:
+            if error is report.fault:
+                raise
+            words = f"{type(error).__name__}: {one_line(error, 200)}".removesuffix(": ")
+            fault = f"an image was asked for, and may be charged, but its answer cannot be read ({words})"
+            with charged():
+                raise BackendError(f"{self.title}: {fault}", retryable=False) from error
 
     def _note(self, image: Image.Image) -> str | None:
         """What the user should know about an image."""
@@ -168,7 +212,7 @@ class RemoteGenerator(ServerClient, ABC):
         """A request as the server has drawn it, without what it refuses."""
         return request
 
-    async def _retry(self, request: ImageRequest, on_preview: Callable[[Step], None]) -> Image.Image:
+    async def _retry(self, request: ImageRequest, report: _Report) -> Image.Image:
         """Try until there is an image, an error that will not pass, or no time left."""
         deadline = math.inf  # set by the first try: waiting for a slot does not count
 
@@ -178,7 +222,8 @@ class RemoteGenerator(ServerClient, ABC):
                 deadline = min(deadline, time.monotonic() + self.options.timeout)
                 if not ASKS.get()(True):
                     raise BackendError(f"{self.title}: the budget leaves no further image", retryable=False)
-                image = await self.make(request, deadline, on_preview)
+                with self._unread_answers(report):
+                    image = await self.make(request, deadline, report)
             with charged():
                 return await self.decode(image) if isinstance(image, bytes) else image
 

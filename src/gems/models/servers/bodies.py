@@ -20,7 +20,17 @@ from pydantic_core import from_json
 from gems.errors import BackendError
 from gems.secrets import one_line
 
-__all__ = ["JPEG", "MAX_BYTES", "is_image_file", "is_packed", "is_text", "keep_whole", "read_body", "without_base64"]
+__all__ = [
+    "JPEG",
+    "MAX_BYTES",
+    "is_image_file",
+    "is_packed",
+    "is_page",
+    "is_text",
+    "keep_whole",
+    "read_body",
+    "without_base64",
+]
 
 MAX_BYTES: Final = 64 * 2**20
 """Size of the largest accepted answer, in bytes. A 4096 x 4096 PNG of noise has 50 MB. Base64 adds a third to that, but
@@ -67,7 +77,7 @@ def _whole(response: httpx.Response, raw: bytes) -> bytes | None:
 def keep_whole(response: Any) -> None:
     """Keep an answer whose JSON is whole, whatever its headers and its end say: it is paid, and another would be too.
 
-    One that is too long becomes an error.
+    One that is too long becomes an error. Halves of characters are replaced, which packages fail on.
 
     Args:
         response: An answer whose body has not been read yet; of httpx, or of the package that OpenAI's client uses.
@@ -79,10 +89,20 @@ def keep_whole(response: Any) -> None:
         body = json.dumps({"error": error}).encode()
     response.headers.pop("content-encoding", None)
     media_type = response.headers.get("content-type", "")
-    text = _in_utf_8(body, media_type)
+    text = _HALF_A_CHARACTER.sub(_whole_character, _in_utf_8(body, media_type) or body)
     if ";" in media_type:  # the client would decode an error by any codec that is named there
         response.headers["content-type"] = media_type.partition(";")[0]
-    response.stream = type(response)(200, content=text or body).stream
+    response.stream = type(response)(200, content=text).stream
+
+
+_HALF_A_CHARACTER: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(?P<half>u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
+"""Matches each escape in JSON, and names those that spell half of a UTF-16 character, which is none."""
+
+
+def _whole_character(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["half"] else escape[0]
 
 
 def _completion(response: Any) -> bytes:
@@ -268,6 +288,13 @@ def is_text(body: bytes) -> bool:
     except UnicodeError:
         return False
     return len(body) < _LONGEST_TEXT and "<svg" not in text[:500] and all(c.isprintable() or c.isspace() for c in text)
+
+
+def is_page(body: bytes) -> bool:
+    """Whether a body is a page for people."""
+    return bool(
+        re.match(rb"\s*(?:\xef\xbb\xbf)?\s*(?:<!--.{0,400}?-->\s*)?<(?:!doctype html|html)\b", body[:1000], re.I | re.S)
+    )
 
 
 _LONGEST_TEXT: Final = 2**14

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from PIL import Image
 from pydantic import SecretStr
 
-from gems.errors import BackendError, InputError
+from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.json_text import parse_json
 from gems.models.generators import ImageRequest, Step, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
@@ -26,7 +26,9 @@ from gems.models.servers.comfyui_faults import (
     has_saved,
     image_files,
     is_complete,
+    is_refused,
     node_faults,
+    other_files,
     other_images,
     run_in,
 )
@@ -135,7 +137,7 @@ class ComfyUIImages(JsonImages):
         if not files and (images := other_images(entry)):
             return await self.image_in(json.dumps({"images": images}).encode(), deadline)
         if not files:
-            reason = one_line("; ".join(faults)) or "it needs a SaveImage node"
+            reason = one_line("; ".join(faults)) or self._why_no_image(entry)
             raise BackendError(f"{self.title}: the workflow makes no image; {reason}", retryable=False)
         error: BackendError | None = None
         for file in files:
@@ -148,6 +150,13 @@ class ComfyUIImages(JsonImages):
         assert error is not None
         raise error
 
+    def _why_no_image(self, entry: Mapping[str, Any]) -> str:
+        if other_names := other_files(entry):
+            return f"it saves {one_line(', '.join(other_names), 120)}, which is no image: use a SaveImage node"
+        if any("saveimage" in str(node.get("class_type")).lower() for node in self._workflow.values()):
+            return "the server lists no file of its SaveImage node, maybe since it has run the same before"
+        return "it needs a SaveImage node"
+
     async def _wait(self, run: str, deadline: float) -> Mapping[str, Any]:
         """The history's entry of a run, once it is complete."""
         absences = 0
@@ -159,7 +168,10 @@ class ComfyUIImages(JsonImages):
             if failure := failure_of(entry):
                 if has_saved(entry):  # what failed came after the image, which is paid
                     return entry
-                raise BackendError(f"{self.title}: the workflow failed: {failure}", retryable=False)
+                message = f"{self.title}: the workflow failed: {failure}"
+                if is_refused(entry):  # of which nodes that ask a provider tell as of any fault
+                    raise ContentRefusedError(message)
+                raise BackendError(message, retryable=False)
             if is_complete(entry) or (absences and image_files(entry)):
                 return entry
             if absences >= _MOST_ABSENCES and not entry:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypeGuard
 
 from gems.models.lenient import field_name
-from gems.models.servers.error_texts import words_of
+from gems.models.servers.error_texts import says_refusal, words_of
 from gems.secrets import one_line
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "has_saved",
     "image_files",
     "is_complete",
+    "is_refused",
     "node_faults",
+    "other_files",
     "other_images",
     "run_in",
 ]
@@ -39,6 +42,9 @@ _ABOUT_NODES: Final = frozenset(
 )
 """What stands beside an error and says nothing about it."""
 _MAX_WORDS: Final = 160
+_MOST_READ: Final = 4000
+_MAX_LABEL: Final = 60
+"""The most characters of a node's name, which stands before the reason and must not push it out of the line."""
 
 
 _FRAMES: Final = ("history", "data", "result", "results", "response", "output", "job")
@@ -105,12 +111,26 @@ def failure_of(entry: object) -> str:
     """Why a workflow failed, by its entry in the history; empty if it did not."""
     kinds = _kinds(entry)
     was_stopped = bool(_STOP_WORDS.intersection(kinds))
-    if not was_stopped and not _FAILURE_WORDS.intersection(kinds):
+    word = _word(_mapping(entry).get("status"))
+    was_refused = says_refusal(word)  # in a status of its own, such as "Content Moderated"
+    if not (was_stopped or was_refused or _FAILURE_WORDS.intersection(kinds)):
         return ""
-    details = kinds.get("execution_error") or _own_words(entry)
+    details = _details(entry)
     if was_stopped and not _words(details):
         return "it was interrupted on the server"
-    return f"{_label(details.get('node_id'), details.get('node_type'))}{_words(details) or 'no reason given'}"
+    words = _words(details) or (word if was_refused else "no reason given")
+    return f"{_label(details.get('node_id'), details.get('node_type'))}{words}"
+
+
+def is_refused(entry: object) -> bool:
+    """Whether a workflow failed since a provider does not draw such words."""
+    details = {name: value for name, value in _details(entry).items() if name not in _ABOUT_NODES}
+    words = json.dumps(details, ensure_ascii=False, default=str)  # with its code, which no error shows beside words
+    return says_refusal(f"{_word(_mapping(entry).get('status'))} {words[:_MOST_READ]}")
+
+
+def _details(entry: object) -> Mapping[str, Any]:
+    return _kinds(entry).get("execution_error") or _own_words(entry)
 
 
 def is_complete(entry: Mapping[str, Any]) -> bool:
@@ -136,6 +156,12 @@ def image_files(entry: Mapping[str, Any]) -> list[dict[str, str]]:
         }
         for file in by_kind["output"] or by_kind["temp"]
     ]
+
+
+def other_files(entry: Mapping[str, Any]) -> list[str]:
+    """The names of a workflow's files that are no images, such as videos."""
+    files = (file for _, file in _items_of(entry.get("outputs")) if _is_file(file))
+    return [name for file in files if _OTHER_FILE.search(name := str(file["filename"]))]
 
 
 def other_images(entry: Mapping[str, Any]) -> list[Any]:
@@ -202,8 +228,8 @@ def _word(status: object) -> str:
 
 def _label(number: object, kind: object) -> str:
     """Names a node, as far as it is known, before what is wrong with it."""
-    names = [f"node {number}"] if number is not None else ["a node"] if kind else []
-    return "".join([*names, f" ({kind})" if kind else "", ": " if names else ""])
+    names = [f"node {one_line(str(number), _MAX_LABEL)}"] if number is not None else ["a node"] if kind else []
+    return "".join([*names, f" ({one_line(str(kind), _MAX_LABEL)})" if kind else "", ": " if names else ""])
 
 
 def _words(error: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any, Final
@@ -83,12 +84,28 @@ def read_content(content: object) -> str:
 
 
 def _texts(content: object) -> list[str] | None:
-    """The texts of a content's parts; None if it has no parts."""
+    """The texts of a content's parts, without what is beside them; None if the content has no parts."""
     parts = content if isinstance(content, list) else [content]
+    parts = [part for part in parts if part is not None]
+    own_parts = [part for part in parts if not _is_other_part(part)]
+    parts = own_parts or [
+        part for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+    ]  # some put all into the thought
     texts = [part if isinstance(part, str) else part.get("text") for part in parts if isinstance(part, (str, Mapping))]
     texts = [text.get("value") if isinstance(text, Mapping) else text for text in texts]  # as OpenAI's assistants do
-    is_text = len(texts) == len(parts) and any(isinstance(text, str) for text in texts)
+    is_text = len(texts) == len(parts) and (any(isinstance(text, str) for text in texts) or not parts)
     return [text for text in texts if isinstance(text, str)] if is_text else None
+
+
+_OTHER_PARTS: Final = re.compile(
+    r".*(?:image|audio|video|file|think|thought|reason|refusal|citation|annotation).*", re.I
+)
+"""Matches the types of parts that are no text of an answer."""
+
+
+def _is_other_part(part: object) -> bool:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(kind, str) and bool(_OTHER_PARTS.fullmatch(kind))
 
 
 def _calls_among(content: object) -> list[Any]:

@@ -214,6 +214,8 @@ def told_error(answer: object, source: str) -> BackendError | None:
     answer = _first_object(answer)
     if isinstance(answer, Mapping):
         inner = _inner(answer)
+        if answer.get("done_reason") in ("load", "unload"):  # of Ollama, in place of an answer
+            return BackendError(f"{source} has no answer yet: it says only that it has loaded its model")
         # The ends of other protocols' answers are for their packages to tell: Gemini's after a call that it got wrong.
         is_for_package = _choices(inner) and "choices" not in answer and not answer.get("error")
         return None if is_for_package else _told_error(inner, source)

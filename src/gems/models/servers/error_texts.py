@@ -11,7 +11,7 @@ from typing import Final
 
 from pydantic_core import from_json
 
-from gems.models.lenient import whole_number
+from gems.models.lenient import whole_number, whole_texts
 
 __all__ = [
     "error_message",
@@ -209,9 +209,14 @@ _UTF_8: Final = re.compile(rb"[\xc2-\xf4][\x80-\xbf]")
 
 
 def json_body(body: bytes) -> object:
-    """The JSON in a body, in any of Unicode's encodings; None if it is not JSON."""
+    """The JSON in a body, in any of Unicode's encodings; None if it is not JSON.
+
+    Every text in it can be sent again, in an address or in a request.
+    """
     try:
-        return json.loads(body, parse_int=whole_number)
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        content: object = whole_texts(json.loads(text, parse_int=whole_number), spelled_in=text)
+        return content
     except (ValueError, RecursionError):
         return None
 

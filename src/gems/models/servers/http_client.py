@@ -45,7 +45,7 @@ from gems.models.servers.addresses import (
     checked_url,
     own_address,
 )
-from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_text, read_body, without_base64
+from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_page, is_text, read_body, without_base64
 from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, charged, try_until
@@ -222,12 +222,9 @@ class ServerClient:
         until_sent = _SHARE_OF_SENDING * seconds
         timeout = httpx.Timeout(until_sent, connect=min(until_sent, _CONNECT_TIMEOUT), read=None)
         has_begun, begun_sends = False, list[bytes]()
+        extensions = {"trace": partial(_watch, begun_sends)}
+        request = self._request(method, path, params, timeout=timeout, extensions=extensions, **arguments)
         try:
-            # Given as parameters, they would replace those of the server's address, such as a token.
-            url = self._full(path).copy_merge_params(params) if params else self._full(path)
-            request = self._session.http.build_request(
-                method, url, timeout=timeout, extensions={"trace": partial(_watch, begun_sends)}, **arguments
-            )
             response = await _in_time(self._session.http.send(request, stream=True), end)
             has_begun = response.is_success
             try:
@@ -238,7 +235,7 @@ class ServerClient:
         except httpx.RequestError as error:  # of the connection, or a body whose compression is damaged
             is_sent = bool(begun_sends) and (has_begun or not isinstance(error, _NOT_SENT))
             if is_sent and isinstance(error, httpx.RemoteProtocolError) and not _LOSSES.search(str(error)):
-                fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({one_line(error)})"
+                fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({_words_of(error)})"
                 with charged():
                     raise BackendError(f"{self.title}: {fault}", retryable=False) from None
             advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
@@ -247,6 +244,20 @@ class ServerClient:
                 raise BackendError(fault, retryable=False) from None
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.title}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
+
+    def _request(self, method: str, path: str, params: Mapping[str, Any] | None, **arguments: Any) -> httpx.Request:
+        """A request, which may hold what the server has said before, such as a file's name.
+
+        Raises:
+            BackendError: It cannot be written down.
+        """
+        try:
+            # Given as parameters, they would replace those of the server's address, such as a token.
+            url = self._full(path).copy_merge_params(params) if params else self._full(path)
+            return self._session.http.build_request(method, url, **arguments)
+        except (httpx.InvalidURL, ValueError, TypeError) as error:
+            fault = f"a request for it cannot be written ({one_line(error, 80) or type(error).__name__})"
+            raise BackendError(f"{self.title}: {fault}", retryable=False) from None
 
     def _full(self, path: str) -> httpx.URL:
         if "://" in path:
@@ -325,7 +336,10 @@ class ServerClient:
             data = await asyncio.to_thread(self.file_in, data)
             if not is_image_file(data):
                 words = self.reason(data) if is_text(data) else ""
+                kind = f"a page ({kind})" if is_page(data) else kind
                 fault = f"{self._host} sends no image, but {kind or 'nothing'}{words}"
+                if words and is_refusal(data):
+                    raise ContentRefusedError(f"{self.title}: {fault}")
                 raise PassingError(f"{self.title}: {fault}", may_cost=True)
             return await self.decode(data)
 
@@ -399,10 +413,14 @@ def _require_unfiltered(name: str, response: httpx.Response) -> None:
         raise ContentRefusedError(f"{name}: the server's filter stopped the image: {one_line(ending, 60)}")
 
 
+def _words_of(error: httpx.RequestError) -> str:
+    return one_line(re.sub(r":? *bytearray\(b(.*)\)", r" \1", str(error), flags=re.DOTALL))
+
+
 def _fault_of(error: httpx.RequestError, host: str, seconds: float, *, is_sent: bool, has_begun: bool) -> str:
     if isinstance(error, httpx.TimeoutException):
         return f"{host} sends its answer too slowly" if has_begun else f"no answer from {host} in {seconds:.0f} s"
-    reason = one_line(error) or type(error).__name__
+    reason = _words_of(error) or type(error).__name__
     if has_begun:
         return f"the answer of {host} is damaged ({reason})"
     return f"{'the connection was lost to' if is_sent else 'cannot reach'} {host} ({reason})"

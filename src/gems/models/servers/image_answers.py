@@ -29,7 +29,7 @@ from gems.models.grounds import shows_nothing
 from gems.models.lenient import field_name, is_broken_json, json_values
 from gems.models.servers.addresses import own_address
 from gems.models.servers.base import RemoteGenerator
-from gems.models.servers.bodies import is_image_file, is_packed
+from gems.models.servers.bodies import is_image_file, is_packed, is_page
 from gems.models.servers.error_texts import (
     error_message,
     is_busy_kind,
@@ -187,7 +187,10 @@ class JsonImages(RemoteGenerator):
             words = one_line(error_message(body))
             if is_busy(words):
                 raise PassingError(f"{self.title}: the server answers without an image: {words}")
-            fault = f"is not JSON{words and f': {words}'}" if body.strip() else "is empty"
+            if is_page(body):
+                fault = f"is a page, such as one to log in: {self._host} needs another address, or a key"
+            else:
+                fault = f"is not JSON{words and f': {words}'}" if body.strip() else "is empty"
             raise PassingError(f"{self.title}: the server's answer {fault}", may_cost=True)
         if reason := filter_reason(answer):
             raise ContentRefusedError(f"{self.title}: the server's filter stopped the image: {one_line(reason, 60)}")

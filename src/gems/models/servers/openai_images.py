@@ -20,11 +20,11 @@ from httpx_sse import EventSource, ServerSentEvent
 from PIL import Image
 from pydantic import SecretStr
 
-from gems.errors import BackendError
+from gems.errors import BackendError, ContentRefusedError
 from gems.models.generators import ASKS, ImageRequest, Step, edit_instruction, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
-from gems.models.servers.bodies import is_image_file, is_packed, is_text, read_body
-from gems.models.servers.error_texts import error_message, json_body, refused_fields
+from gems.models.servers.bodies import is_image_file, is_packed, is_page, is_text, read_body
+from gems.models.servers.error_texts import error_message, is_refusal, json_body, refused_fields
 from gems.models.servers.http_client import RejectedError
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
 from gems.models.servers.image_files import decode_image
@@ -220,7 +220,10 @@ class OpenAIImages(JsonImages):
             return None
         kind = str(content.get("type") or event.event)
         if kind.endswith("error"):
-            raise PassingError(f"{self.title}: {one_line(error_message(event.data.encode()))}", may_cost=True)
+            message = f"{self.title}: {one_line(error_message(event.data.encode()))}"
+            if is_refusal(event.data.encode()):
+                raise ContentRefusedError(message)
+            raise PassingError(message, may_cost=True)
         encoded = content.get("b64_json")
         if not isinstance(encoded, str) or not encoded:
             return None
@@ -284,7 +287,8 @@ class PlainImages(JsonImages):
         if not is_text(body) and (not kind or kind.startswith("image/") or kind == "application/octet-stream"):
             return body  # whatever it is, the decoder tells
         if not words:
-            raise BackendError(f"{self.title}: the server answers without an image: {kind}", retryable=False)
+            what = f"a page, such as one to log in ({kind})" if is_page(body) else kind
+            raise BackendError(f"{self.title}: the server answers without an image: {what}", retryable=False)
         raise self.failure(words, body)
 
 
