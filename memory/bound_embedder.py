@@ -116,7 +116,10 @@ def probe_of(embedder: Embeddings) -> str:
 
 def same_embedder(probe: str, other: str) -> bool:
     """Whether two results of ``probe_of`` are of the same embedder."""
-    a, b = (np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32) for text in (probe, other))
+    try:
+        a, b = (np.frombuffer(base64.b64decode(text), np.float16).astype(np.float32) for text in (probe, other))
+    except ValueError:  # another program has written the file
+        return False
     if a.size != b.size:
         return False
     distances = np.linalg.norm((a - b).reshape(len(_TEXTS) + 1, -1), axis=1)

@@ -291,7 +291,8 @@ def verify(folder: Path, images: Sequence[ImageStore] | None = None) -> Iterator
     """
     with closing(open_existing_records(folder, with_expired=True)) as records:
         report = records.integrity()
-        yield "records", report == "ok", report if report != "ok" else f"{records.count()} records"
+        faults = [report] if report != "ok" else list(records.faults())
+        yield "records", not faults, f"{len(faults)}: {faults[0]}" if faults else f"{records.count()} records"
         for name, layer, read in (("runs", TRAJECTORIES, _run), ("experiences", EXPERIENCES, _experience)):
             unreadable = [row.key for row in _rows(records, layer) if read(row) is None]
             detail = f"{len(unreadable)} cannot be read, such as {unreadable[0]}" if unreadable else "all can be read"
@@ -344,14 +345,15 @@ def _run(row: Row) -> RememberedRun | None:
     """The run in a record; None if the record is not a run."""
     try:
         trajectory = parse_model(Trajectory, row.value)
+        return RememberedRun(row.key, user_of(row.labels), row.written_at, trajectory, row.id)
     except ValueError:
         return None
-    return RememberedRun(row.key, _user(row), row.written_at, trajectory, row.id)
 
 
 def _experience(row: Row) -> Experience | None:
     """The experience in a record; None if the record is not an experience."""
     try:
+        _ = row.labels, row.written_at
         return parse_model(Experience, row.value)
     except ValueError:
         return None

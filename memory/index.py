@@ -44,6 +44,7 @@ __all__ = [
     "publish",
     "remove",
     "saved_vectors",
+    "too_sparse",
 ]
 
 EXACT_UP_TO: Final = 20_000
@@ -69,8 +70,11 @@ _CELLS_AT: Final = 53
 """The offset in a FAISS file of an IVF index at which the index of its cells begins."""
 _MAX_ID: Final = 2**63
 """No id and no number of vectors is as large."""
-_MAX_SPACE: Final = 10**7
-"""No number of a namespace is as large: a search makes a table of all of them."""
+MAX_SPACE: Final = 10**7
+"""No number of a namespace is larger."""
+_IDS_PER_VECTOR: Final = 1000
+"""A file, which has a number for each id, is made for no more ids than this for each vector: ids are never reused, and
+somebody else's may be of any size."""
 _MAX_MASKS: Final = 64
 """Number of masks that are kept."""
 _SAMPLES: Final = 32
@@ -106,6 +110,9 @@ class Manifest:
 class VectorIndex:
     """Vectors by id, searched within namespaces. Not thread-safe: its store locks.
 
+    Within it, a vector has a position: in a file its id, and for those that were added since, their number from the
+    file's end. What is kept of each position thus takes as much room as there are vectors, whatever their ids are.
+
     Args:
         dims: Dimensions of the vectors.
         saved: A folder written by ``build``; without it, the index is exact and empty.
@@ -125,6 +132,8 @@ class VectorIndex:
         if saved is None:
             self._recent: Any = faiss.IndexIDMap2(faiss.IndexFlatIP(dims))
             self._spaces = np.empty(0, np.int32)
+            self._ids = np.empty(0, np.int64)
+            self._in_file = 0
             return
         self._main = _mapped(saved)
         if self._main.d != dims:
@@ -140,34 +149,49 @@ class VectorIndex:
             self._spaces.dtype != np.int32
             or self._spaces.ndim != 1
             or self._spaces.min(initial=0) < -1
-            or self._spaces.max(initial=0) > _MAX_SPACE
+            or self._spaces.max(initial=0) > MAX_SPACE
+            or too_sparse(len(self._spaces), int(self._main.ntotal))
         ):
             raise ValueError(f"{saved / _FILES[1]} is not of the form that GEMS writes")
+        self._ids = np.empty(0, np.int64)
+        """The ids of the vectors that are not in the file, ascending."""
+        self._in_file = len(self._spaces)
+        """The number of positions that are ids in the file."""
 
     def add(self, chunk: Chunk) -> None:
         """Add vectors; their ids must be greater than all ids before."""
         ids, vectors, spaces = chunk
         if not len(ids):
             return
-        self._recent.add_with_ids(vectors, ids)
-        last = int(ids[-1])
-        if last >= len(self._spaces):
-            grown = np.full(max(2 * len(self._spaces), last + 1), -1, np.int32)
+        positions = np.arange(len(ids)) + self._in_file + len(self._ids)
+        self._recent.add_with_ids(vectors, positions)
+        self._ids = np.append(self._ids, ids)
+        if positions[-1] >= len(self._spaces):
+            grown = np.full(max(2 * len(self._spaces), positions[-1] + 1), -1, np.int32)
             grown[: len(self._spaces)] = self._spaces
             self._spaces = grown
-        self._spaces[ids] = spaces
-        self.last_vector_id = last
+        self._spaces[positions] = spaces
+        self.last_vector_id = int(ids[-1])
         for mask_spaces, mask in self._masks.items():
-            mask.set(ids[np.isin(spaces, mask_spaces)])
+            mask.set(positions[np.isin(spaces, mask_spaces)])
 
     def remove(self, ids: NDArray[np.int64]) -> None:
         """Remove vectors; unknown ids are ignored."""
-        known_ids = ids[ids < len(self._spaces)]
-        known_ids = known_ids[self._spaces[known_ids] >= 0]
-        self.dead += len(known_ids)
+        positions = self._positions(ids)
+        positions = positions[self._spaces[positions] >= 0]
+        self.dead += len(positions)
         for mask in self._masks.values():
-            mask.clear(known_ids)
-        self._spaces[known_ids] = -1
+            mask.clear(positions)
+        self._spaces[positions] = -1
+
+    def _positions(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The positions of these vectors, each once; without unknown ids."""
+        ids = np.unique(ids)
+        new_ids = np.flatnonzero(np.isin(self._ids, ids)) + self._in_file
+        return np.append(ids[(ids >= 0) & (ids < self._in_file)], new_ids)
+
+    def _id(self, position: int) -> int:
+        return position if position < self._in_file else int(self._ids[position - self._in_file])
 
     def search(self, query: NDArray[np.float32], k: int, spaces: Sequence[int]) -> list[int]:
         """Ids of the k vectors in these namespaces that are nearest to a unit vector, nearest first."""
@@ -189,7 +213,9 @@ class VectorIndex:
 
     def surviving_ids(self) -> NDArray[np.int64]:
         """The ids of all vectors that have not been removed."""
-        return np.flatnonzero(self._spaces >= 0)
+        positions = np.flatnonzero(self._spaces >= 0)
+        is_new = positions >= self._in_file
+        return np.append(positions[~is_new], self._ids[positions[is_new] - self._in_file])
 
     def _nearest(self, query: NDArray[np.float32], k: int, parameters: Any) -> list[int]:
         hits: list[tuple[float, int]] = []
@@ -198,7 +224,7 @@ class VectorIndex:
                 if index is not None and index.ntotal:
                     scores, ids = index.search(query[None], k, params=parameters)
                     hits.extend((-float(s), int(i)) for s, i in zip(scores[0], ids[0], strict=True) if i >= 0)
-        return [i for _, i in sorted(hits)[:k]]
+        return [self._id(position) for _, position in sorted(hits)[:k]]
 
     def _probes(self, count: int) -> int:
         """The number of cells that a search among ``count`` vectors looks into."""
@@ -208,16 +234,14 @@ class VectorIndex:
     def _mask(self, spaces: Sequence[int]) -> _Mask:
         key = tuple(spaces)
         if key not in self._masks:
-            is_included = np.zeros(max(int(self._spaces.max(initial=0)), *key, 0) + 2, bool)
-            is_included[list(key)] = True  # the last element stays False: -1 stands for a removed vector
             if len(self._masks) >= _MAX_MASKS:
                 self._masks.clear()
-            self._masks[key] = _Mask(is_included[self._spaces])
+            self._masks[key] = _Mask(np.isin(self._spaces, key))
         return self._masks[key]
 
 
 class _Mask:
-    """One bit per id, set if its vector is in certain namespaces. It is updated, since making it reads all ids."""
+    """One bit per position, set if its vector is in certain namespaces. It is updated, since making it reads all."""
 
     def __init__(self, is_set: NDArray[np.bool_]) -> None:
         self.bits = np.packbits(is_set, bitorder="little")
@@ -292,6 +316,11 @@ def newest_manifest(folder: Path, *, store: str, embedder: str, index: str) -> M
     """The manifest of the newest finished index; None if there is none, or ``open_index`` would refuse its manifest."""
     saved = newest(folder)
     return _manifest(saved, store, embedder, index) if saved else None
+
+
+def too_sparse(ids: int, count: int) -> bool:
+    """Whether so many ids are too many for a file of this number of vectors."""
+    return ids > _IDS_PER_VECTOR * max(1, count)
 
 
 def saved_vectors(

@@ -24,6 +24,10 @@ _COMPACT: Final = "`gems memory compact` repairs it"
 def check_vectors(records: Records) -> tuple[bool, str]:
     """Whether every embedded text has its vector, in its record's namespace, and every vector has a record."""
     dims, non_unit_count, total = records.dims(), 0, 0
+    if damaged := records.vectors.damaged():
+        return False, f"{damaged} of {records.count('vectors')} cannot be read; {_COMPACT}, then {_REINDEX}"
+    if records.vectors.has_odd_ids():
+        return False, f"their ids are not those that were given; {_COMPACT}"
     try:
         for _, vectors, _ in records.vectors.added(0):
             total += len(vectors)

@@ -24,6 +24,7 @@ from gems.memory.index import (
     newest_manifest,
     publish,
     remove,
+    too_sparse,
 )
 from gems.memory.records import Records, open_snapshot
 from gems.paths import make_file
@@ -124,7 +125,8 @@ class LiveIndex:
 
     def rebuild(self) -> None:
         """Build a new file from the records, or remove the file if an exact search will do."""
-        if self._records.count("vectors") > EXACT_UP_TO:
+        ids = self._records.vectors.ids()
+        if len(ids) > EXACT_UP_TO and not too_sparse(int(ids[-1]), len(ids)):
             self._save(wait=True, retrain=True)
         else:
             with self._records.writing():

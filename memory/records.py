@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,8 +25,8 @@ from gems.errors import InputError
 from gems.files import check_own_files
 from gems.foreign_tables import UNUSABLE, check_journal, check_schema
 from gems.json_text import parse_json, strict_json
-from gems.memory.index import Chunk
-from gems.memory.vector_table import VectorTable
+from gems.memory.index import MAX_SPACE, Chunk, too_sparse
+from gems.memory.vector_table import SOUND, VectorTable
 from gems.paths import make_file
 
 __all__ = [
@@ -87,6 +88,8 @@ _INSIDE: Final = (
 )
 """A condition: the namespace is the prefix, or begins with it and a period. "/" follows "." in the alphabet, so that
 the first two comparisons are a range that SQLite looks up in an index."""
+_SOUND_SPACE: Final = f"typeof(id) = 'integer' AND id BETWEEN 1 AND {MAX_SPACE}"
+"""A condition: GEMS can have given the number to the namespace."""
 _COLUMNS: Final = (
     "records.id, records.namespace, records.key, records.value, records.created_at, records.updated_at, records.ttl"
 )
@@ -108,7 +111,9 @@ _PAGE: Final = 1000
 _PATHS: Final = TypeAdapter(list[str])
 _MAX_TIME: Final = 253_000_000_000
 """Seconds from 1970 to the year 9987."""
-_UNREADABLE: Final = "the record {key!r} in {namespace} has {what} that cannot be read; delete it from the store"
+_NO_TEXT: Final = "typeof(namespace) <> 'text' OR typeof(key) <> 'text'"
+"""A condition: no program can name the record."""
+_UNREADABLE: Final = "the record {key!r} in {namespace} has {what} that cannot be read; `gems memory compact` mends it"
 
 
 class Times(NamedTuple):
@@ -155,9 +160,37 @@ class Row(NamedTuple):
         return content
 
     @property
+    def first_written_at(self) -> datetime:
+        """The time of the first write; errors as for ``content``."""
+        return self._time("created_at")
+
+    @property
     def written_at(self) -> datetime:
-        """The time of the last write."""
-        return aware_time(self.updated_at)
+        """The time of the last write; errors as for ``content``."""
+        return self._time("updated_at")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The namespace's labels; errors as for ``content``."""
+        for name in ("namespace", "key"):
+            if not isinstance(getattr(self, name), str):
+                raise self._unreadable(name)
+        return tuple(self.namespace.split("."))
+
+    def _time(self, name: str) -> datetime:
+        try:
+            return aware_time(getattr(self, name))
+        except (ValueError, TypeError):
+            raise self._unreadable(name) from None
+
+    def _unreadable(self, name: str) -> InputError:
+        return InputError(_UNREADABLE.format(key=self.key, namespace=self.namespace, what=name))
+
+    def check(self) -> None:
+        """Read all of it; errors as for ``content``."""
+        if not isinstance(self.ttl, int | float | None) or self.ttl in (math.inf, -math.inf):
+            raise self._unreadable("ttl")
+        _ = self.labels, self.content, self.first_written_at, self.written_at
 
 
 def _paths(namespace: str, key: str, fields: Any) -> list[str]:
@@ -177,6 +210,20 @@ def _time(row: Row, seconds: Any) -> float | None:
     if seconds is None or (isinstance(seconds, int | float) and 0 <= seconds < _MAX_TIME):
         return seconds
     raise InputError(_UNREADABLE.format(key=row.key, namespace=row.namespace, what="expires_at"))
+
+
+def _read_whole(row: Row, fields: Any, expires_at: Any) -> tuple[Row, list[str] | None, float | None]:
+    """A record with its JSON paths and the time that it expires at; errors as for ``Row.content`` and ``_paths``."""
+    row.check()
+    return row, _paths(row.namespace, row.key, fields) if fields else None, _time(row, expires_at)
+
+
+def _is_read(read: Callable[..., Any], *values: Any) -> bool:
+    try:
+        read(*values)
+    except (ValueError, TypeError):
+        return False
+    return True
 
 
 def aware_time(text: str) -> datetime:
@@ -233,7 +280,47 @@ class _Notes:
         self.set_meta("index", None)
 
 
-class Records(_Notes):
+class _AllRecords(_Notes):
+    """All records, as another program may have written them."""
+
+    def everything(self) -> Iterator[tuple[Row, list[str] | None, float | None]]:
+        """All records, oldest first, with the JSON paths of their embedded texts and the POSIX times they expire at."""
+        return (_read_whole(*columns) for columns in self._rows())
+
+    def _rows(self) -> Iterator[tuple[Row, Any, Any]]:
+        """All records, oldest first, with what the file holds as their fields and their time to expire."""
+        query = f"SELECT {_COLUMNS}, fields, expires_at FROM records ORDER BY id"  # noqa: S608 - constants only
+        for *columns, fields, expires_at in self._db.execute(query):
+            yield Row._make(columns), fields, expires_at
+
+    def mend_records(self) -> None:
+        """Repair them as far as that can be done without knowing what they were; delete those that have no name."""
+        self._db.execute(f"DELETE FROM records WHERE {_NO_TEXT}")  # noqa: S608 - constants only
+        now = datetime.now(UTC).isoformat()
+        for row, fields, expires_at in list(self._rows()):
+            times = [value for value in (row.updated_at, row.created_at) if _is_read(aware_time, value)]
+            created, updated = (times or [now])[-1], (times or [now])[0]
+            ttl = row.ttl if _is_read(Row.check, row._replace(created_at=now, updated_at=now, value="{}")) else None
+            expires = expires_at if _is_read(_time, row, expires_at) else None
+            paths = fields if not fields or _is_read(_paths, row.namespace, row.key, fields) else None
+            mended = (created, updated, ttl, expires, paths)
+            if mended != (row.created_at, row.updated_at, row.ttl, expires_at, fields):
+                self._db.execute(
+                    "UPDATE records SET created_at = ?, updated_at = ?, ttl = ?, expires_at = ?, fields = ?"
+                    " WHERE id = ?",
+                    (*mended, row.id),
+                )
+
+    def faults(self) -> Iterator[str]:
+        """What cannot be read of the records, one fault of each."""
+        for row, fields, expires_at in self._rows():
+            try:
+                _read_whole(row, fields, expires_at)
+            except InputError as error:
+                yield str(error)
+
+
+class Records(_AllRecords):
     """One connection to the file. Not thread-safe: its store locks.
 
     Args:
@@ -332,8 +419,15 @@ class Records(_Notes):
 
     def set_vectors(self, record: int, namespace: str, vectors: Sequence[bytes]) -> None:
         """Replace the vectors of a record."""
-        self._db.execute("INSERT OR IGNORE INTO namespaces (path) VALUES (?)", (namespace,))
-        self.vectors.replace(record, self._scalar("SELECT id FROM namespaces WHERE path = ?", namespace), vectors)
+        self.vectors.replace(record, self._space(namespace), vectors)
+
+    def _space(self, namespace: str) -> int:
+        """The number of a namespace, which it gets if it has none that GEMS can have given."""
+        query = f"SELECT id FROM namespaces WHERE path = ? AND {_SOUND_SPACE}"  # noqa: S608 - constants only
+        if self._db.execute(query, (namespace,)).fetchone() is None:
+            last = f"SELECT coalesce(max(id), 0) + 1, ? FROM namespaces WHERE {_SOUND_SPACE}"  # noqa: S608 - constants only
+            self._db.execute(f"INSERT OR REPLACE INTO namespaces (id, path) {last}", (namespace,))
+        return int(self._scalar("SELECT id FROM namespaces WHERE path = ?", namespace))
 
     def delete(self, namespace: str, key: str) -> None:
         """Delete a record by its key, if it exists."""
@@ -392,27 +486,21 @@ class Records(_Notes):
             ids = ",".join(map(str, vectors[start : start + _PAGE]))
             rows = self._db.execute(
                 f"SELECT vector, {_COLUMNS} FROM vectors JOIN records ON records.id = record"  # noqa: S608 - numbers only
-                f" WHERE vectors.id IN ({ids}) AND {_inside(prefix)}",
+                f" WHERE vectors.id IN ({ids}) AND {SOUND} AND {_inside(prefix)}",
                 {"prefix": prefix},
             )
             pairs += [(vector, Row._make(columns)) for vector, *columns in rows]
         return pairs
 
-    def everything(self) -> Iterator[tuple[Row, list[str] | None, float | None]]:
-        """All records, oldest first, with the JSON paths of their embedded texts and the POSIX times they expire at."""
-        query = f"SELECT {_COLUMNS}, fields, expires_at FROM records ORDER BY id"  # noqa: S608 - constants only
-        for *columns, fields, expires_at in self._db.execute(query):
-            row = Row._make(columns)
-            yield row, _paths(row.namespace, row.key, fields) if fields else None, _time(row, expires_at)
-
     def namespaces(self) -> list[str]:
         """Every namespace that holds a record."""
-        return [path for (path,) in self._db.execute("SELECT DISTINCT namespace FROM records")]
+        return [path for (path,) in self._db.execute("SELECT DISTINCT namespace FROM records") if isinstance(path, str)]
 
     def spaces(self, prefix: str) -> list[int]:
         """The numbers of a namespace and of those below it."""
         inside = _inside(prefix, "path")
-        rows = self._db.execute(f"SELECT id FROM namespaces WHERE {inside} ORDER BY id", {"prefix": prefix})  # noqa: S608
+        query = f"SELECT id FROM namespaces WHERE {inside} AND {_SOUND_SPACE} ORDER BY id"  # noqa: S608 - constants only
+        rows = self._db.execute(query, {"prefix": prefix})
         return [number for (number,) in rows]
 
     def expire(self) -> None:
@@ -461,9 +549,17 @@ class Records(_Notes):
                 "DELETE FROM vectors WHERE record NOT IN (SELECT id FROM records WHERE fields IS NOT NULL)"
             )
             self._db.execute("DELETE FROM namespaces WHERE path NOT IN (SELECT namespace FROM records)")
+            self._db.execute(f"DELETE FROM namespaces WHERE NOT ({_SOUND_SPACE})")  # noqa: S608 - constants only
         self._db.execute("VACUUM")
         busy, *_ = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
+
+    def mend(self) -> None:
+        """Repair what another program has written, as far as that can be done."""
+        with self.writing():
+            if self.vectors.mend():
+                self.renew_identity()
+            self.mend_records()
 
     def count(self, table: str = "records") -> int:
         """The number of rows in a table."""
@@ -489,7 +585,13 @@ class Snapshot:
         ids_and_spaces = self._vectors.spaces()
         self._ids = ids_and_spaces[:, 0]
         self.count = len(self._ids)
-        self.spaces: NDArray[np.int32] = np.full(int(self._ids.max(initial=-1)) + 1, -1, np.int32)
+        ids = int(self._ids.max(initial=-1)) + 1
+        if too_sparse(ids, self.count):
+            raise InputError(
+                f"{records.file} has only {self.count} vectors for ids up to {ids}: export it and import it elsewhere, "
+                "which gives them new ids"
+            )
+        self.spaces: NDArray[np.int32] = np.full(ids, -1, np.int32)
         self.spaces[self._ids] = ids_and_spaces[:, 1]
 
     def sample(self, count: int) -> NDArray[np.float32]:

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
@@ -37,7 +38,7 @@ from gems.memory.embedder import embedder_fingerprint, init_embedder
 from gems.memory.filters import check_filter, fits, matches
 from gems.memory.index import VectorIndex, remove
 from gems.memory.live_index import LiveIndex
-from gems.memory.records import Records, Row, Times, aware_time, open_records
+from gems.memory.records import Records, Row, Times, open_records
 from gems.paths import make_file
 
 __all__ = ["FaissStore", "reindex"]
@@ -48,6 +49,9 @@ _MIN_CANDIDATES: Final = 32
 
 _EMBEDDED_AT_ONCE: Final = 64
 """Records that reindexing embeds before it writes their vectors: a kill loses what was paid for so many at most."""
+
+_Hit: TypeAlias = tuple[float | None, Row, dict[str, Any]]
+"""A record's score, the record, and what is returned of it."""
 
 
 class FaissStore(BaseStore):
@@ -105,6 +109,7 @@ class FaissStore(BaseStore):
     def compact(self) -> None:
         """Rebuild the index and free the space of deleted records; shows a progress bar on a terminal."""
         with self._lock:
+            self._records.mend()
             self._index.rebuild()
             self._records.clean()
 
@@ -226,13 +231,13 @@ class FaissStore(BaseStore):
     def _search(self, op: SearchOp, query_vectors: Mapping[str, NDArray[np.float32]]) -> list[SearchItem]:
         # A negative limit or offset counts as 0.
         offset, limit = max(op.offset, 0), max(op.limit, 0)
-        hits: list[tuple[float | None, Row]]
+        hits: list[_Hit]
         if op.query:
             hits = self._nearest(op, query_vectors[op.query], offset, limit)
         else:
-            hits = [(None, row) for row in self._oldest(op, offset, limit)]
-        self._renew(op, [row for _, row in hits])
-        return [SearchItem(**_item(row), score=score) for score, row in hits]
+            hits = self._oldest(op, offset, limit)
+        self._renew(op, [row for _, row, _ in hits])
+        return [SearchItem(**item, score=score) for score, _, item in hits]
 
     def _list_namespaces(self, op: ListNamespacesOp) -> list[tuple[str, ...]]:
         offset, limit = max(op.offset, 0), max(op.limit, 0)
@@ -247,42 +252,33 @@ class FaissStore(BaseStore):
         if op.refresh_ttl and expiring:
             self._records.touch(expiring)
 
-    def _oldest(self, op: SearchOp, offset: int, limit: int, *, unindexed: bool = False) -> list[Row]:
+    def _oldest(self, op: SearchOp, offset: int, limit: int, *, unindexed: bool = False) -> list[_Hit]:
         """A page of the records that pass the filter, oldest first; all records, or those without vectors."""
-        rows: list[Row] = []
-        for row in self._records.inside(".".join(op.namespace_prefix), unindexed=unindexed):
-            if len(rows) >= offset + limit:
-                break
-            if _passes(row, op):
-                rows.append(row)
-        return rows[offset:]
+        rows = self._records.inside(".".join(op.namespace_prefix), unindexed=unindexed)
+        return list(islice(_passing(((None, row) for row in rows), op), offset, offset + limit))
 
-    def _nearest(
-        self, op: SearchOp, query: NDArray[np.float32], offset: int, limit: int
-    ) -> list[tuple[float | None, Row]]:
+    def _nearest(self, op: SearchOp, query: NDArray[np.float32], offset: int, limit: int) -> list[_Hit]:
         """A page of records, by the best of their vectors; records without vectors come last, without a score."""
         index = self._index.open()
         with self._records.reading():  # index and records as of one moment, whatever other processes write
             if index:
                 self._index.catch_up(index)
             hits = self._ranked(op, query, index, offset + limit) if index else []
-            page: list[tuple[float | None, Row]] = list(hits[offset : offset + limit])
+            page = hits[offset : offset + limit]
             if len(hits) < offset + limit:
                 rest = self._oldest(op, max(0, offset - len(hits)), limit, unindexed=True)
-                page += [(None, row) for row in rest[: limit - len(page)]]
+                page += rest[: limit - len(page)]
         self._index.save_if_due()
         return page
 
-    def _ranked(
-        self, op: SearchOp, query: NDArray[np.float32], index: VectorIndex, count: int
-    ) -> list[tuple[float, Row]]:
-        """At least ``count`` records that pass the filter, if there are so many, nearest first, with their scores."""
+    def _ranked(self, op: SearchOp, query: NDArray[np.float32], index: VectorIndex, count: int) -> list[_Hit]:
+        """``count`` records that pass the filter, if there are so many, nearest first, with their scores."""
         prefix = ".".join(op.namespace_prefix)
         spaces = self._records.spaces(prefix)
         k = max(2 * count, _MIN_CANDIDATES)
         while True:
             ids = index.search(query, k, spaces)
-            hits = [(score, row) for score, row in self._scored(ids, prefix, query) if _passes(row, op)]
+            hits = list(islice(_passing(self._scored(ids, prefix, query), op), count))
             if len(hits) >= count or len(ids) < k:
                 return hits
             k *= 4
@@ -380,15 +376,20 @@ def _texts(value: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     return [text for path in paths for text in get_text_at_path(value, path) if text]
 
 
-def _passes(row: Row, op: SearchOp) -> bool:
-    return not op.filter or matches(row.content, op.filter)
+def _passing(rows: Iterable[tuple[float | None, Row]], op: SearchOp) -> Iterator[_Hit]:
+    """The records that pass a search's filter. One that cannot be read passes none: the others are found."""
+    for score, row in rows:
+        with suppress(InputError):
+            item = _item(row)
+            if not op.filter or matches(item["value"], op.filter):
+                yield score, row, item
 
 
 def _item(row: Row) -> dict[str, Any]:
     return {
-        "namespace": tuple(row.namespace.split(".")),
+        "namespace": row.labels,
         "key": row.key,
         "value": row.content,
-        "created_at": aware_time(row.created_at),
+        "created_at": row.first_written_at,
         "updated_at": row.written_at,
     }

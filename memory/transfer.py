@@ -19,6 +19,7 @@ from gems.errors import InputError
 from gems.json_text import check_texts, first_fault, parse_json, strict_json
 from gems.memory.experience import EXPERIENCES, Experience
 from gems.memory.records import MAX_TTL, Records, Times, open_existing_records
+from gems.memory.solved_notes import signed
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory
 
@@ -171,11 +172,17 @@ def import_lines(
     """
     count = 0
     for page in _pages(lines, own=own):
-        store.restore([line.put for line in page], [line.times for line in page])
+        store.restore([_adopted(line) for line in page], [line.times for line in page])
         count += len(page)
         if on_done:
             on_done(count)
     return count
+
+
+def _adopted(line: _Line) -> PutOp:
+    """The operation that stores a record; a note of a solved prompt, which is the operator's, as this machine's."""
+    put = line.put
+    return put._replace(value=signed(put.namespace, put.key, line.value)) if line.says_solved else put
 
 
 def _pages(lines: Iterable[str], *, own: bool) -> Iterator[list[_Line]]:

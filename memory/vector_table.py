@@ -1,5 +1,7 @@
 """The vectors of a store's records, in SQLite, with a log of removals that an index can follow."""
 
+# ruff: noqa: S608 - statements are put together from constants and numbers only
+
 from __future__ import annotations
 
 import sqlite3
@@ -10,9 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gems.errors import InputError
-from gems.memory.index import Chunk
+from gems.memory.index import MAX_SPACE, Chunk
 
-__all__ = ["VectorTable"]
+__all__ = ["SOUND", "VectorTable"]
+
+_MAX_NUMBER: Final = 2**53
+"""No id and no number of a removal is as large."""
+SOUND: Final = (
+    f"(vectors.id BETWEEN 1 AND {_MAX_NUMBER} AND typeof(space) = 'integer' AND space BETWEEN 1 AND {MAX_SPACE}"
+    " AND typeof(vector) = 'blob'"
+    " AND length(vector) = 4 * (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'dims'))"
+)
+"""A condition: GEMS can have written the vector. Another program may have written the file; what is not sound is as if
+it were not there, and ``gems memory verify`` says so."""
+_SOUND_NUMBER: Final = f"typeof({{0}}) = 'integer' AND {{0}} BETWEEN 0 AND {_MAX_NUMBER}"
 
 _CHUNK: Final = 10_000
 """Vectors read at a time."""
@@ -44,11 +57,16 @@ class VectorTable:
 
     def of(self, record: int) -> list[bytes]:
         """The vectors of a record, in the order of its texts."""
-        return [v for (v,) in self._db.execute("SELECT vector FROM vectors WHERE record = ? ORDER BY id", (record,))]
+        return [
+            v
+            for (v,) in self._db.execute(
+                f"SELECT vector FROM vectors WHERE record = ? AND {SOUND} ORDER BY id", (record,)
+            )
+        ]
 
     def added(self, after: int) -> Iterator[Chunk]:
         """The vectors with ids greater than ``after``, in the order of their ids."""
-        rows = self._db.execute("SELECT id, vector, space FROM vectors WHERE id > ? ORDER BY id", (after,))
+        rows = self._db.execute(f"SELECT id, vector, space FROM vectors WHERE id > ? AND {SOUND} ORDER BY id", (after,))
         while page := rows.fetchmany(_CHUNK):
             ids, blobs, spaces = zip(*page, strict=True)
             yield np.asarray(ids, np.int64), _matrix(blobs), np.asarray(spaces, np.int32)
@@ -58,13 +76,19 @@ class VectorTable:
 
         The ids are None if the log no longer reaches back to that removal.
         """
-        rows = self._db.execute("SELECT id, vector FROM removed WHERE id > ? ORDER BY id", (after,)).fetchall()
+        rows = self._db.execute("SELECT vector FROM removed WHERE id > ?", (after,)).fetchall()
         last = self.last_removal()
-        return last, np.asarray([vector for _, vector in rows], np.int64) if last - after <= len(rows) else None
+        ids = [vector for (vector,) in rows if isinstance(vector, int)]
+        return last, np.asarray(ids, np.int64) if last - after <= len(rows) else None
 
     def last_removal(self) -> int:
         """The number of the last removal; 0 if there was none."""
-        return int(self._scalar("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'removed'"))
+        return int(
+            self._scalar(
+                "SELECT coalesce(max(seq), 0) FROM sqlite_sequence"
+                f" WHERE name = 'removed' AND {_SOUND_NUMBER.format('seq')}"
+            )
+        )
 
     def logged_removals(self) -> int:
         """Number of removals in the log."""
@@ -77,7 +101,9 @@ class VectorTable:
 
     def ids(self) -> NDArray[np.int64]:
         """The ids of all vectors, ascending."""
-        return np.asarray([number for (number,) in self._db.execute("SELECT id FROM vectors ORDER BY id")], np.int64)
+        return np.asarray(
+            [number for (number,) in self._db.execute(f"SELECT id FROM vectors WHERE {SOUND} ORDER BY id")], np.int64
+        )
 
     def is_behind(self, vector: int, tolerance: int) -> bool:
         """Whether more than ``tolerance`` vectors have ids greater than ``vector``."""
@@ -98,22 +124,55 @@ class VectorTable:
     def orphans(self) -> int:
         """The number of vectors without a record, or of a record without embedded texts."""
         embedded = "SELECT id FROM records WHERE fields IS NOT NULL"
-        return int(self._scalar(f"SELECT count(*) FROM vectors WHERE record NOT IN ({embedded})"))  # noqa: S608 - constants
+        return int(self._scalar(f"SELECT count(*) FROM vectors WHERE record NOT IN ({embedded})"))
 
     def spaces(self) -> NDArray[np.int64]:
         """The id of every vector, and the number of its namespace: (n, 2)."""
-        return np.asarray(self._db.execute("SELECT id, space FROM vectors").fetchall(), np.int64).reshape(-1, 2)
+        return np.asarray(
+            self._db.execute(f"SELECT id, space FROM vectors WHERE {SOUND}").fetchall(), np.int64
+        ).reshape(-1, 2)
 
     def read(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """The vectors with these ids, in any order: (n, dims)."""
         blobs: list[bytes] = []
         for start in range(0, len(ids), _IDS_PER_QUERY):
             some_ids = ",".join(map(str, ids[start : start + _IDS_PER_QUERY]))
-            blobs += [v for (v,) in self._db.execute(f"SELECT vector FROM vectors WHERE id IN ({some_ids})")]  # noqa: S608 - numbers only
+            blobs += [v for (v,) in self._db.execute(f"SELECT vector FROM vectors WHERE id IN ({some_ids})")]
         return _matrix(blobs)
+
+    def damaged(self) -> int:
+        """The number of vectors that GEMS cannot have written."""
+        return int(self._scalar(f"SELECT count(*) FROM vectors WHERE NOT coalesce({SOUND}, 0)"))
+
+    def has_odd_ids(self) -> bool:
+        """Whether ids are larger than any that the file has given, or it has given more than it can have."""
+        last = "SELECT max(seq) FROM sqlite_sequence WHERE name = 'vectors'"
+        query = f"SELECT coalesce(max(id) > coalesce(({last}), 0), 0) FROM vectors"
+        odd = f"SELECT EXISTS (SELECT 1 FROM sqlite_sequence WHERE NOT ({_SOUND_NUMBER.format('seq')}))"
+        return bool(self._scalar(query)) or bool(self._scalar(odd))
+
+    def mend(self) -> bool:
+        """Delete what has an impossible id, and let new ids follow those that there are; whether anything changed."""
+        before = self._db.total_changes
+        number = _SOUND_NUMBER.format("id")
+        for table in ("vectors", "removed"):
+            self._db.execute(f"DELETE FROM {table} WHERE NOT ({number} AND id > 0)")
+        self._db.execute("DELETE FROM removed WHERE typeof(vector) <> 'integer'")
+        for table in ("records", "vectors", "removed"):
+            last = self._scalar(f"SELECT coalesce(max(id), 0) FROM {table}")
+            numbers = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchall()
+            if (not numbers and not last) or (len(numbers) == 1 and _is_sound(numbers[0][0], last)):
+                continue
+            self._db.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+            self._db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES (?, ?)", (table, last))
+        return self._db.total_changes > before
 
     def _scalar(self, query: str, *values: Any) -> Any:
         return self._db.execute(query, values).fetchone()[0]
+
+
+def _is_sound(number: Any, least: int) -> bool:
+    return isinstance(number, int) and least <= number <= _MAX_NUMBER
 
 
 def _matrix(blobs: Sequence[bytes]) -> NDArray[np.float32]:

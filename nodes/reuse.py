@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Final
 
 from langgraph.runtime import Runtime
 from langgraph.store.base import BaseStore, Item
 from langgraph.types import Overwrite
 from pydantic import ValidationError
 
-from gems.errors import BackendError
+from gems.errors import BackendError, InputError
 from gems.graph.context import ROLES, GemsContext
 from gems.graph.state import Attempt, GemsState, Proposal
+from gems.memory.solved_notes import is_own_note, solved_note
 from gems.memory.trajectory import SOLVED, Trajectory, namespace
 from gems.models.registry import model_fingerprint
 from gems.nodes.resources import Resources
@@ -69,22 +70,19 @@ def _find_run(resources: Resources, context: GemsContext, runtime: Runtime[GemsC
     store = resources.memory(context, runtime)
     if store is None:
         return None
-    note = store.get(namespace(context.user, SOLVED), _key(resources, context, prompt))
-    run = store.get(namespace(context.user), note.value["run"]) if note else None
-    # An import may have put another run in its place.
-    return run if note and run and note.value.get("sha256") == _digest(run.value) else None
+    place, key = namespace(context.user, SOLVED), _key(resources, context, prompt)
+    note = store.get(place, key)
+    run = store.get(namespace(context.user), str(note.value["run"])) if note else None
+    return run if note and run and is_own_note(place, key, note.value, run.value) else None
 
 
 def note_solved(
     store: BaseStore, resources: Resources, context: GemsContext, prompt: str, run_id: str, trajectory: Trajectory
 ) -> None:
     """Note that this run has solved a prompt, and what was remembered of it."""
-    note = {"run": run_id, "sha256": _digest(trajectory.model_dump(mode="json"))}
-    store.put(namespace(context.user, SOLVED), _key(resources, context, prompt), note, index=False)
-
-
-def _digest(run: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
+    place, key = namespace(context.user, SOLVED), _key(resources, context, prompt)
+    with suppress(InputError):  # no secret can be kept; `solved_before` says so
+        store.put(place, key, solved_note(place, key, run_id, trajectory.model_dump(mode="json")), index=False)
 
 
 def _key(resources: Resources, context: GemsContext, prompt: str) -> str:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import stat
 import uuid
 from collections.abc import Collection, Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "held_alone",
     "lines_of",
     "open_regular",
+    "own_secret",
     "read_regular",
     "write_atomically",
 ]
@@ -32,6 +34,8 @@ __all__ = [
 MOST_BYTES: Final = 64 * 2**20
 """The most bytes of a file that is read whole, or of a line: no record has as many."""
 
+MIN_SECRET: Final = 32
+"""Characters of a secret; those that are made here have twice as many."""
 
 _DRAFT: Final = re.compile(r"\..+\.[0-9a-f]{32}\.gems-draft")
 """Matches the names of drafts, which nobody else gives to a file."""
@@ -106,6 +110,40 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that no reader sees half of it, and no crash leaves half of it."""
     with atomic_replacement(path) as draft:
         draft.write_bytes(data)
+
+
+def own_secret(file: Path, loss: str) -> str:
+    """The secret in a file of the home folder, which is made if there is none, for its owner alone.
+
+    Of processes that start at once, all get the same one, and none sees half of it.
+
+    Args:
+        file: The file.
+        loss: What a new secret does, for the message.
+
+    Raises:
+        InputError: The file cannot be used, or holds too short a secret.
+    """
+    try:
+        if not file.exists():
+            private_folder(file.parent)
+            with (
+                suppress(FileExistsError),
+                atomic_replacement(file, overwrite=False) as draft,
+            ):  # another one was faster
+                draft.chmod(0o600)
+                draft.write_text(secrets.token_hex(32), encoding="ascii")
+        file.chmod(0o600)
+        secret = file.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InputError(f"cannot store a secret in {file} ({reason}); set GEMS_HOME to a writable folder") from error
+    if len(secret) < MIN_SECRET:
+        raise InputError(
+            f"the secret in {file} has {len(secret)} characters, fewer than {MIN_SECRET}: delete the file, and the "
+            f"next start makes a new one, which {loss}"
+        )
+    return secret
 
 
 def append_whole(path: Path, data: bytes, *, flush: bool = True) -> int:

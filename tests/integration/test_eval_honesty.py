@@ -74,6 +74,32 @@ def test_a_prompt_that_fails_is_reported_at_every_start(data: Path, arm: str, ho
     assert figures["failed"] == (1 if how == "input" else 0), "the next start tries again what a backend failed"
 
 
+@pytest.mark.slow
+def test_a_result_that_lacks_any_field_is_reported_or_refused_in_a_line(tmp_path: Path) -> None:
+    """It is a wrong one, which the report shows with its images."""
+    out = tmp_path / "out"
+
+    def evaluation() -> Any:
+        arguments = ("--n", "3", "--arms", "single,loop", "--orders", "1", "--out", out, "--quiet")
+        return gems_here("eval", "grammar", *arguments, home=tmp_path / "home")
+
+    assert evaluation().returncode == 0
+    file = out / "arms" / "loop" / "results.jsonl"
+    row, *rest = map(json.loads, file.read_text().splitlines())
+    row["attempts"][row["best"]]["sha256"] = rest[0]["attempts"][-1]["sha256"]
+    row["attempts"][row["best"]]["prompt"] = "two blue dogs"
+    unknown = [row["attempts"][0] | {"prompt": "what nobody can draw", "sha256": "0" * 64}]
+    for full in (row | {"error": "boom", "error_kind": "input"}, row | {"attempts": unknown, "best": 0}):
+        for name in full:
+            lacking = {key: value for key, value in full.items() if key != name}
+            file.write_text("".join(json.dumps(line) + "\n" for line in (lacking, *rest)))
+            (out / "report.html").unlink(missing_ok=True)
+            result = evaluation()
+            assert "GEMS_DEBUG=1" not in result.stderr, (name, result.stderr)
+            is_refused = result.returncode == 2 and result.stderr.count("\n") == 1
+            assert (out / "report.html").exists() or is_refused, (name, result.stderr)
+
+
 def test_every_prompt_has_an_image_and_scores_for_the_benchmarks_own_scripts(data: Path) -> None:
     evaluate(data, *PAINT, "single", code=3, EVAL_FAILS=json.dumps({"red": "backend"}))
     folder = data.parent / "out" / "arms" / "single"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sqlite3
@@ -23,9 +24,10 @@ from gems.memory.embedder import init_embedder
 from gems.memory.experience import EXPERIENCES, Experience, remember
 from gems.memory.image_store import ImageStore
 from gems.memory.store import FaissStore
-from gems.memory.trajectory import namespace
+from gems.memory.trajectory import SOLVED, TRAJECTORIES, namespace
 from gems.memory.transfer import export_lines, import_lines
 from gems.nodes import store_memory
+from gems.paths import home
 
 WISH = "three blue cars"
 CONTEXT = GemsContext(seed=5, user="adam", max_rounds=2)
@@ -231,13 +233,104 @@ def test_a_run_that_an_import_has_replaced_is_not_reused(tmp_path: Path, store: 
     assert out["attempts"][0].strategy == "plan"
 
 
-def test_an_own_memory_is_reused_after_a_move(tmp_path: Path, store: FaissStore) -> None:
+def test_an_own_memory_is_reused_after_a_move(
+    tmp_path: Path, store: FaissStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    monkeypatch.setenv("GEMS_HOME", str(tmp_path / "another machine"))
     moved = FaissStore(tmp_path / "moved", embedder=init_embedder())
     import_lines(moved, export_lines(tmp_path / "memory"), own=True)
     out = pocket(tmp_path, moved).invoke({"prompt": "a blue car"}, context=REUSE)
     moved.close()
     assert (out["attempts"][0].strategy, out["image"]) == ("reuse", first["image"])
+
+
+@pytest.mark.parametrize("secrets", [("", ""), ("a" * 32, "b" * 32), ("a" * 32, ""), ("a" * 32, "a" * 32)])
+def test_a_memory_that_another_machine_wrote_says_of_no_prompt_that_it_is_solved(
+    tmp_path: Path, store: FaissStore, monkeypatch: pytest.MonkeyPatch, secrets: tuple[str, str]
+) -> None:
+    """Not even one whose hashes are right, unless both machines have the operator's secret."""
+    for machine, secret in zip(("theirs", "mine"), secrets, strict=True):
+        monkeypatch.setenv("GEMS_HOME", str(tmp_path / machine))
+        monkeypatch.setenv("GEMS_REUSE_SECRET", secret)
+        out = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+        assert (tmp_path / machine / "secret").exists() is not bool(secret)
+    assert out["attempts"][0].strategy == ("reuse" if secrets[0] and secrets[0] == secrets[1] else "plan")
+    again = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    assert again["attempts"][0].strategy == "reuse", "from now on it is this machine's"
+
+
+def _changed_notes(store: FaissStore, change: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The notes of two solved prompts after somebody has changed them; each is for the other prompt, for example."""
+    notes = {item.key: dict(item.value) for item in store.search(namespace("adam", SOLVED), limit=9)}
+    runs = {item.key: item.value for item in store.search(namespace("adam"), limit=9)}
+    for (key, note), other in zip(notes.items(), list(notes.values())[::-1], strict=True):
+        digest = hashlib.sha256(json.dumps(runs[other["run"]], sort_keys=True).encode()).hexdigest()
+        if change == "older":
+            note.pop("signature")
+        yield (
+            key,
+            {
+                "exchanged": other,
+                "other run": note | {"run": other["run"], "sha256": digest},
+                "older": note,
+                "odd run": note | {"run": {"a": 1}},
+                "odd signature": note | {"signature": 5},
+                "foreign signature": note | {"signature": "ä" * 64},
+                "no note": {},
+            }[change],
+        )
+
+
+@pytest.mark.parametrize(
+    "change", ["exchanged", "other run", "older", "odd run", "odd signature", "foreign signature", "no note"]
+)
+def test_a_note_of_a_solved_prompt_that_was_changed_does_not_count(
+    tmp_path: Path, store: FaissStore, change: str
+) -> None:
+    prompts = ["a blue car", "a red dog"]
+    for prompt in prompts:
+        pocket(tmp_path, store).invoke({"prompt": prompt}, context=REUSE)
+    changed_notes = dict(_changed_notes(store, change))
+    assert len(changed_notes) == len(prompts)
+    for key, note in changed_notes.items():
+        store.put(namespace("adam", SOLVED), key, note, index=False)
+    for prompt in prompts:
+        out = pocket(tmp_path, store).invoke({"prompt": prompt}, context=REUSE)
+        assert (out["attempts"][0].strategy, out["errors"]) == ("plan", [])
+
+
+def test_a_note_for_another_user_does_not_count(tmp_path: Path, store: FaissStore) -> None:
+    pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    for layer in (SOLVED, TRAJECTORIES):
+        [item] = store.search(namespace("adam", layer))
+        store.put(namespace("eve", layer), item.key, item.value, index=False)
+    out = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE.model_copy(update={"user": "eve"}))
+    assert out["attempts"][0].strategy == "plan"
+
+
+def test_the_secret_is_for_its_owner_alone(tmp_path: Path, store: FaissStore) -> None:
+    pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    secret = home() / "secret"
+    assert (secret.stat().st_mode & 0o777, len(secret.read_text())) == (0o600, 64)
+
+
+def test_without_a_place_for_the_secret_nothing_is_reused_and_the_run_says_so(
+    tmp_path: Path, store: FaissStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("GEMS_HOME", str(tmp_path / "file"))
+    silent = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=GemsContext(user="adam"))
+    assert (silent["outcome"], silent["errors"]) == ("solved", [])
+    monkeypatch.setenv("GEMS_REUSE_SECRET", "short")
+    pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=GemsContext(user="adam"))
+    monkeypatch.setenv("GEMS_REUSE_SECRET", "a" * 32)
+    pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    for secret, complaint in (("short", "GEMS_REUSE_SECRET has 5 characters"), ("", "set GEMS_HOME")):
+        monkeypatch.setenv("GEMS_REUSE_SECRET", secret)
+        out = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+        assert (out["attempts"][0].strategy, out["outcome"]) == ("plan", "solved")
+        assert complaint in out["errors"][0]
 
 
 def test_a_run_continues_without_a_broken_memory(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ from gems.models.registry import POCKET, init_image_generator, model_fingerprint
 from gems.models.servers.told_errors import with_told_errors
 from gems.nodes.retry import retry_on
 from gems.paths import make_folder
+from gems.secrets import one_line
 from gems.stopping import pause
 
 __all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean", "init_scorer"]
@@ -182,8 +183,12 @@ class Oracle:
         if earlier_scores is not None:
             return earlier_scores
         spec = _spec_of(prompt)
-        with self._lock:  # a pipeline's scheduler keeps state between steps
-            items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **_edit(attempt, self._images))
+        edit = _edit(attempt, self._images)
+        try:
+            with self._lock:  # a pipeline's scheduler keeps state between steps
+                items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **edit)
+        except (ValueError, TypeError, KeyError) as error:  # another program has written the result or the image
+            raise InputError(f"the oracle cannot draw {attempt['prompt'][:80]!r} again: {one_line(error)}") from None
         truth = check(spec, items)
         return self._file.put(key, [float(truth[atom]) for atom in _atoms_of(prompt, truth)])
 

@@ -225,7 +225,9 @@ def _gallery(judged: dict[str, list[Judged]], images: Sequence[ImageStore], *, w
         if won and one_shot is not None and (best := one_shot.row.get("best")) is not None:
             pictures.insert(0, {**_picture(one_shot, best, images), "caption": "one shot, wrong", "shipped": False})
         wrong = [q.question for q, s in zip(j.prompt.questions, j.returned_scores, strict=True) if s < 0.5]
-        cases.append({"prompt": j.prompt.prompt, "outcome": j.row["outcome"], "wrong": wrong, "pictures": pictures})
+        cases.append(
+            {"prompt": j.prompt.prompt, "outcome": j.row.get("outcome", "failed"), "wrong": wrong, "pictures": pictures}
+        )
         if len(cases) == _GALLERY_SIZE:
             break
     return cases

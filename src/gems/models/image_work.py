@@ -14,6 +14,9 @@ _MAX_PARTS: Final = 50_000
 """Segments of a JPEG, or chunks of a PNG. Each takes a moment, and 64 MB hold millions of empty ones."""
 _MAX_FILLING: Final = 2**16
 """Bytes between segments that say nothing."""
+_MAX_TABLES: Final = 2**16
+"""Bytes of an AVIF's tables. libavif compares their entries with each other: so many take it a second, and ten times as
+many take minutes, in which nothing else in the process runs. Programs write some hundred, and four for each frame."""
 
 _SCAN: Final = 0xDA
 _END: Final = 0xD9
@@ -21,6 +24,12 @@ _MARKER: Final = re.compile(rb"\xff(?P<kind>[^\x00\xff])", re.DOTALL)
 _MARKER_AFTER_SCAN: Final = re.compile(rb"\xff(?P<kind>[^\x00\xd0-\xd7\xff])", re.DOTALL)
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _JPEG: Final = b"\xff\xd8"
+_AVIF: Final = b"ftyp"
+"""What follows the first length of an AVIF."""
+_NESTED: Final = (b"meta", b"iprp", b"ipco")
+"""Boxes of an AVIF, each in the one before it, that hold data among their tables."""
+_DATA: Final = (b"idat", b"colr")
+"""Boxes in these that are no tables: images and EXIF data, and colour profiles."""
 
 
 def excess_work(data: bytes) -> str:
@@ -31,6 +40,8 @@ def excess_work(data: bytes) -> str:
     if data.startswith(_PNG):
         parts = sum(1 for _ in zip(_chunks(data), range(_MAX_PARTS + 1), strict=False))
         return f"more than {_MAX_PARTS:,} chunks" if parts > _MAX_PARTS else ""
+    if data[4:8] == _AVIF:
+        return _excess_in_avif(data)
     return _excess_in_jpeg(data) if data.startswith(_JPEG) else ""
 
 
@@ -59,3 +70,36 @@ def _excess_in_jpeg(data: bytes) -> str:
     if scans > MAX_SCANS:
         return f"more than {MAX_SCANS} scans"
     return "too many parts that hold nothing" if parts > _MAX_PARTS or filling > _MAX_FILLING else ""
+
+
+def _excess_in_avif(data: bytes) -> str:
+    size = 0
+    for part in _tables(data, 0, len(data)):
+        size += part
+        if size > _MAX_TABLES:
+            return f"more than {_MAX_TABLES:,} bytes of tables"
+    return ""
+
+
+def _tables(data: bytes, position: int, end: int, depth: int = 0) -> Iterator[int]:
+    """The sizes of an AVIF's tables: what is in its boxes ``meta`` and ``moov``, and the heads of all boxes."""
+    for kind, content, after in _boxes(data, position, end):
+        yield content - position
+        position = after
+        if kind in _NESTED[depth : depth + 1]:
+            yield from _tables(data, content + 4 * (kind == b"meta"), after, depth + 1)
+        elif kind == b"moov" if depth == 0 else kind not in _DATA:
+            yield after - content
+
+
+def _boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes of ISO's base media format between two positions, to where one is torn: kind, content, and its end."""
+    while position + 8 <= end:
+        size, kind, head = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8], 8
+        if size == 1:
+            size, head = int.from_bytes(data[position + 8 : position + 16]), 16
+        if size and size < head:
+            return
+        after = min(position + size, end) if size else end
+        yield kind, min(position + head, after), after
+        position = after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from PIL import Image
 
@@ -26,7 +26,7 @@ def size_in_pixels(size: str) -> tuple[int, int] | None:
 
 def size_of(image: bytes) -> str:
     """The size of an image, as ``WIDTHxHEIGHT``."""
-    with Image.open(io.BytesIO(image)) as opened:
+    with Image.open(io.BytesIO(image), formats=[name.upper() for name in get_args(ImageFormat)]) as opened:
         return f"{opened.width}x{opened.height}"
 
 

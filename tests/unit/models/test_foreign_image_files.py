@@ -152,8 +152,62 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def box(kind: bytes, content: bytes, *, head: str = "") -> bytes:
+    """A box of an AVIF, whose length may be in 64 bits ("wide"), or "open": to the end of the file."""
+    if head == "wide":
+        return struct.pack(">I4sQ", 1, kind, 16 + len(content)) + content
+    return struct.pack(">I4s", 0 if head == "open" else 8 + len(content), kind) + content
+
+
+def boxes(content: bytes) -> dict[bytes, bytes]:
+    found, position = dict[bytes, bytes](), 0
+    while position < len(content):
+        size = int.from_bytes(content[position : position + 4])
+        found[content[position + 4 : position + 8]] = content[position + 8 : position + size]
+        position += size
+    return found
+
+
 PNG = file_of(Image.linear_gradient("L").convert("RGB"))
+AVIF = file_of(Image.linear_gradient("L").convert("RGB"), "AVIF")
+FTYP = AVIF[: int.from_bytes(AVIF[:4])]
+FULL = bytes(4)
+"""Version and flags."""
+
+
+def items(tables: bytes) -> bytes:
+    """The content of an AVIF's `meta` with these tables."""
+    return FULL + box(b"hdlr", boxes(boxes(AVIF)[b"meta"][4:])[b"hdlr"]) + tables
+
+
+def numbers(count: int, entry: str) -> bytes:
+    values = [0] * (len(entry) - 2)
+    return b"".join(struct.pack(entry, i, *values) for i in range(1, count + 1))
+
+
+INFE = b"".join(box(b"infe", struct.pack(">IIH4sx", 3 << 24, i, 0, b"av01")) for i in range(80_000))
+IINF = box(b"iinf", struct.pack(">II", 1 << 24, 80_000) + INFE)
+IPMA = box(b"ipma", struct.pack(">II", 1 << 24, 100_000) + numbers(100_000, ">IB"))
+ILOC = box(b"iloc", struct.pack(">IHI", 2 << 24, 0, 100_000) + numbers(100_000, ">IHHH"))
+IREF = box(b"iref", FULL + 20 * box(b"dimg", struct.pack(">HH", 1, 50_000) + numbers(50_000, ">H")))
+IPRP = box(b"ipco", b"") + 20 * box(b"ipma", struct.pack(">II", 0, 30_000) + numbers(30_000, ">HB"))
+CHUNKS = box(b"stsc", struct.pack(">II", 0, 160_000) + numbers(160_000, ">III")) + box(
+    b"stco", struct.pack(">II", 0, 160_000) + bytes(640_000)
+)
+TRACK = box(b"mdia", box(b"minf", box(b"stbl", CHUNKS)))
 BOMBS = {
+    "items": FTYP + box(b"meta", items(IINF)),
+    "items behind others": FTYP + box(b"free", b"") + box(b"mdat", bytes(99), head="wide") + box(b"meta", items(IINF)),
+    "items, wide": FTYP + box(b"meta", items(IINF), head="wide"),
+    "items, open": FTYP + box(b"meta", items(IINF), head="open"),
+    "items in many boxes": FTYP + 100 * box(b"meta", items(IINF[:8_000])),
+    "places": FTYP + box(b"meta", items(ILOC)),
+    "references": FTYP + box(b"meta", items(IREF)),
+    "properties": FTYP + box(b"meta", items(box(b"iprp", box(b"ipco", b"") + IPMA))),
+    "properties in many boxes": FTYP + box(b"meta", items(box(b"iprp", IPRP))),
+    "chunks of a track": FTYP + box(b"moov", box(b"trak", TRACK)),
+    "items of a track": FTYP + box(b"moov", box(b"trak", box(b"meta", items(IINF)))),
+    "boxes": FTYP + 2**20 * box(b"free", b""),
     "scans": scans(5_000),
     "segments": b"\xff\xd8" + b"\xff\xe1\0\2" * 2**20,
     "fill bytes": b"\xff\xd8" + b"\xff" * 2**25,
@@ -178,6 +232,17 @@ def test_a_png_that_is_too_much_work_is_refused_wherever_it_is_read() -> None:
             read(BOMBS["chunks"])
 
 
+FRAMES = [Image.new("RGB", (16, 16), (i % 256, 0, 0)) for i in range(40)]
+
+
+def in_item_data() -> bytes:
+    """An AVIF whose image lies in `idat`, among the tables, and is followed there by a megabyte."""
+    data, tables = boxes(AVIF), boxes(boxes(AVIF)[b"meta"][4:])
+    place = struct.pack(">IHHHHHHII", 1 << 24, 0x4400, 1, 1, 1, 0, 1, 0, len(data[b"mdat"]))
+    tables |= {b"iloc": place, b"idat": data[b"mdat"] + bytes(2**20)}
+    return FTYP + box(b"meta", FULL + b"".join(box(kind, content) for kind, content in tables.items()))
+
+
 @pytest.mark.parametrize(
     "file",
     [
@@ -187,6 +252,10 @@ def test_a_png_that_is_too_much_work_is_refused_wherever_it_is_read() -> None:
         file_of(Image.new("RGB", (64, 64)), "JPEG", exif=b"Exif\0\0" + b"\xff\xda" * 9_000),
         file_of(Image.new("RGB", (64, 64)), "JPEG", icc_profile=b"\xff\xda" * 90_000),
         file_of(Image.effect_noise((900, 900), 90)),
+        file_of(Image.effect_noise((900, 900), 90), "AVIF", quality=100, speed=10),
+        file_of(Image.new("RGB", (64, 64)), "AVIF", icc_profile=bytes(2**20), xmp=bytes(2**20)),
+        file_of(FRAMES[0], "AVIF", save_all=True, append_images=FRAMES, speed=10, duration=list(range(20, 61))),
+        in_item_data(),
     ],
 )
 def test_large_and_odd_files_of_real_programs_are_decoded(file: bytes) -> None:
