@@ -28,10 +28,11 @@ def _models(chat: HangingChat, *more: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _service(folder: Path, chat: HangingChat, daily: str) -> Iterator[tuple[ServiceProcess, httpx.Client]]:
+def _service(folder: Path, daily: str, models: tuple[str, ...]) -> Iterator[tuple[ServiceProcess, httpx.Client]]:
     keys = write_keys(folder / "keys.toml", ann=daily)
     options = ("--keys", str(folder / "keys.toml"), "--no-memory", "--price", "prompt=1", "--price", "completion=1")
-    with serving(folder / "home", *options, *_models(chat)) as served, served.client(keys["ann"]) as client:
+    options += ("--price", "image=0.001")
+    with serving(folder / "home", *options, *models) as served, served.client(keys["ann"]) as client:
         yield served, client
 
 
@@ -40,13 +41,15 @@ def _spent(folder: Path) -> dict[str, Any]:
     with closing(sqlite3.connect(path)) as db:
         db.row_factory = sqlite3.Row
         return dict(
-            db.execute("SELECT sum(chat_calls) calls, sum(tokens) tokens, sum(cost) cost FROM spending").fetchone()
+            db.execute(
+                "SELECT sum(images) images, sum(chat_calls) calls, sum(tokens) tokens, sum(cost) cost FROM spending"
+            ).fetchone()
         )
 
 
 @pytest.mark.parametrize("daily", ["{ tokens = 12000 }", "{ cost = 0.012 }"])
 def test_a_day_ends_for_a_key_that_cancels_each_run_during_a_call(daily: str, tmp_path: Path) -> None:
-    with hanging_chat() as chat, _service(tmp_path, chat, daily) as (served, client):
+    with hanging_chat() as chat, _service(tmp_path, daily, _models(chat)) as (served, client):
         for runs in range(20):  # noqa: B007 - how many were accepted is read below
             answer = client.post("/v1/runs", json={"prompt": PROMPT})
             if answer.status_code != 202:
@@ -60,7 +63,7 @@ def test_a_day_ends_for_a_key_that_cancels_each_run_during_a_call(daily: str, tm
     assert 1 <= runs < 12
     spent = _spent(tmp_path)
     assert spent["calls"] == chat.asked
-    assert spent["tokens"] >= 12_000
+    assert spent["tokens"] > 11_000  # no run begins without room for an image, which has a price too
     assert spent["cost"] == pytest.approx(spent["tokens"] / 1e6)
 
 
@@ -70,7 +73,7 @@ def test_who_hangs_up_during_a_call_pays_for_it(tmp_path: Path) -> None:
         "/gems/invoke": {"input": {"prompt": PROMPT}},
         "/gems/stream": {"input": {"prompt": PROMPT}},
     }
-    with hanging_chat() as chat, _service(tmp_path, chat, "{ tokens = 1000000 }") as (served, client):
+    with hanging_chat() as chat, _service(tmp_path, "{ tokens = 1000000 }", _models(chat)) as (served, client):
         tokens = 0
         for path, body in bodies.items():
             # Without a budget, the run reserves what the day leaves.
@@ -81,6 +84,21 @@ def test_who_hangs_up_during_a_call_pays_for_it(tmp_path: Path) -> None:
             assert _spent(tmp_path)["tokens"] > tokens + 1000, path
             tokens = _spent(tmp_path)["tokens"]
     assert _spent(tmp_path)["calls"] == chat.asked
+
+
+def test_who_cancels_a_run_pays_for_the_images_that_are_being_drawn(tmp_path: Path) -> None:
+    with hanging_chat() as server:
+        models = ("--generator", "openai:m", "--generator-option", f"base_url={server.address}")
+        options = (*models, "--generator-option", "api_key=k")
+        with _service(tmp_path, "{ images = 100 }", options) as (served, client):
+            run = client.post("/v1/runs", json={"prompt": PROMPT, "settings": {"candidates": 3}}).json()["id"]
+            wait_until(lambda: server.asked, lambda: "no image was asked for")
+            client.post(f"/v1/runs/{run}/cancel")
+            served.wait_for(run, key=client.headers["authorization"].removeprefix("Bearer "))
+            asked = server.asked
+    spent = _spent(tmp_path)
+    assert asked <= spent["images"] <= 3
+    assert spent["cost"] >= 0.001 * asked
 
 
 def test_the_tokens_of_a_batch_end_although_no_answer_comes_in_time(tmp_path: Path) -> None:
