@@ -68,6 +68,10 @@ class Prices(Frozen):
         """The cost of this usage, in the currency of the prices."""
         return usage.images * self.image + self._of_tokens(usage, self.prompt, self.completion) + usage.extra_cost
 
+    def counted_cost(self, usage: Usage) -> float:
+        """What limits count: the cost that is known, and an estimate of that of lost answers."""
+        return self.cost(usage) + usage.lost_cost
+
     def extra_cost(self, role: str, usage: Usage) -> float:
         """What a role's tokens cost beyond the common prices; they are counted with it in a ``Usage``."""
         own = next((prices for name, prices in self.roles.items() if name == role), None)
@@ -109,12 +113,12 @@ class Budget(Frozen):
             return "chat calls"
         if self.images is not None and usage.images + images > self.images:
             return "images"
-        if self.tokens is not None and usage.tokens >= self.tokens:
+        if self.tokens is not None and usage.counted_tokens >= self.tokens:
             return "tokens"
         if self.seconds is not None and usage.seconds >= self.seconds:
             return "seconds"
         if self.cost is not None:
-            cost = self.prices.cost(usage)
+            cost = self.prices.counted_cost(usage)
             # Prices are floats: the tolerance keeps a limit that is reached exactly from counting as exceeded.
             if cost >= self.cost or cost + images * self.prices.image > self.cost * (1 + 1e-9):
                 return "cost"

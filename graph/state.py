@@ -234,6 +234,14 @@ class Usage(_Frozen):
         exclude_if=lambda cost: cost == 0,
         description="What tokens of roles with prices of their own cost beyond the common prices; it may be negative.",
     )
+    lost_tokens: NonNegativeInt = Field(
+        default=0,
+        exclude_if=lambda tokens: tokens == 0,
+        description="About what calls took beyond that whose answers were lost or cancelled; limits count it.",
+    )
+    lost_cost: NonNegativeFloat = Field(
+        default=0.0, exclude_if=lambda cost: cost == 0, description="About what those tokens cost."
+    )
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
@@ -247,6 +255,11 @@ class Usage(_Frozen):
     def tokens(self) -> int:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def counted_tokens(self) -> int:
+        """What limits count: the tokens that are known, and an estimate of the others."""
+        return self.tokens + self.lost_tokens
 
 
 def score_verdicts(verdicts: Sequence[Verdict]) -> float:

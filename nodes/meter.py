@@ -5,23 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, LLMResult
 from langchain_core.tracers.context import register_configure_hook
 
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, GemsState, Usage
-from gems.models.calling import CALL, REQUESTS
+from gems.models.calling import CALL, LOST_ANSWERS, REQUESTS
 from gems.models.deadlines import MAY_SEND, SENDS
 from gems.models.failures import has_sent_nothing
 from gems.models.generators import FURTHER_IMAGES
+from gems.nodes.lost_answers import Question, lost_answers
 from gems.stopping import WaitEnded
 
 __all__ = [
@@ -78,6 +79,8 @@ class Meter(BaseCallbackHandler):
         """Requests that calls without an answer yet may send, by call."""
         self._sent: dict[object, int] = {}
         """Requests that they have sent, as far as their clients say so."""
+        self._questions: dict[object, Question] = {}
+        """What they ask, for the cost of answers that stay unknown."""
         self._is_abandoned = False
         self._team: dict[str, Meter] = {node: self}
         """The meters of the nodes that run at the same time, this one included."""
@@ -170,7 +173,14 @@ class Meter(BaseCallbackHandler):
         finally:
             self.reserved, self.is_optional = before, False
 
-    def on_chat_model_start(self, *_: Any, **__: Any) -> None:
+    def on_chat_model_start(
+        self,
+        serialized: dict[str, Any],
+        messages: list[list[BaseMessage]],
+        *,
+        invocation_params: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
         """Reserve a call. Refuse one beyond the limit, and an optional one that would take what is reserved.
 
         Raises:
@@ -179,6 +189,7 @@ class Meter(BaseCallbackHandler):
         is_refused = (self.is_optional and self.must_stop()) or (self.is_ahead and not self._affords(1))
         if is_refused or not self.may_send(0):
             raise BackendError("the budget leaves no further call for this", retryable=False)
+        self._questions[CALL.get()] = Question.of(self._node, self.options, messages, invocation_params or {})
 
     def may_send(self, sent_requests: int) -> bool:
         """Reserve another request for the call that is being made. Returns whether there is room for it.
@@ -221,32 +232,40 @@ class Meter(BaseCallbackHandler):
                 if isinstance(generation, ChatGeneration) and isinstance(generation.message, AIMessage):
                     cost = _cost(generation.message)
                     cost += Usage(extra_cost=self._budget.prices.extra_cost(self._node, cost))
-                    self._count(cost)
+                    self._count(cost, generation.message.response_metadata.get(LOST_ANSWERS, 0))
                     self._dearest = max(cost, self._dearest or cost, key=lambda usage: usage.tokens)
 
     def on_llm_error(self, error: BaseException, **_: Any) -> None:
-        """Count a call without an answer, with the tries of its client, if it was sent. Its tokens are unknown."""
-        if isinstance(error, (BackendError, WaitEnded)):
-            self._count(Usage(chat_calls=error.requests))
-        else:
-            self._count(Usage(chat_calls=int(not has_sent_nothing(error))))
+        """Count a call without an answer, with the tries of its client, if it was sent. Its tokens are estimated."""
+        known_count = error.requests if isinstance(error, (BackendError, WaitEnded)) else None
+        requests = int(not has_sent_nothing(error)) if known_count is None else known_count
+        self._count(Usage(chat_calls=requests), lost_answers(error))
 
-    def _count(self, usage: Usage) -> None:
-        """Count what was spent in place of what was reserved."""
+    def _count(self, usage: Usage, lost_count: int) -> None:
+        """Count what was spent in place of what was reserved, and the answers beyond it that are lost."""
+        call = CALL.get()
         with _LOCK:
             if not self._is_abandoned:
-                self._in_flight.pop(CALL.get(), None)
-                self._sent.pop(CALL.get(), None)
-                self._calls += usage
+                self._calls += usage + self._lost(call, lost_count)
+                for counts in (self._in_flight, self._sent, self._questions):
+                    counts.pop(call, None)
+
+    def _lost(self, call: object, answers: int) -> Usage:
+        """What so many answers to a call may have taken that nobody knows."""
+        if not answers or call not in self._questions:
+            return Usage()
+        longest = max(meter._dearest.completion_tokens if meter._dearest else 0 for meter in self._team.values())
+        return self._questions[call].lost(answers, longest, self._budget.prices)
 
     def abandon(self) -> None:
-        """Count calls whose answers nobody waits for any more: they may be charged, and what they cost is unknown.
+        """Count calls whose answers nobody waits for any more: they may be charged, and what they cost is estimated.
 
         What they have not sent is not charged, and is never sent, see ``sends``.
         """
         with _LOCK:
-            requests = [self._sent.get(call, number) for call, number in self._in_flight.items()]
-            self._calls += Usage(chat_calls=sum(requests))
+            for call, number in self._in_flight.items():
+                requests = self._sent.get(call, number)
+                self._calls += Usage(chat_calls=requests) + self._lost(call, requests)
             self._in_flight.clear()
             self._is_abandoned = True
 

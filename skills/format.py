@@ -43,6 +43,7 @@ MAX_CHECKS: Final = 3
 QUOTED: Final = "{quoted}"
 """Stands in a check's question for each text between quotation marks in the prompt."""
 _MAX_HEAD: Final = 16 * 1024
+_MAX_NESTING: Final = 64
 _MAX_NAME: Final = 64
 _MAX_DESCRIPTION: Final = 1024
 _MAX_EXAMPLES: Final = 12
@@ -199,12 +200,21 @@ def _load(text: str) -> Any:
 
 
 class _Loader(yaml.BaseLoader):
-    """Reads every value as a string, as the format's own validator does. Aliases are refused: they can explode."""
+    """Reads every value as a string, as the format's own validator does.
+
+    Aliases are refused: they can explode. So is deep nesting: the scanner looks at every open bracket again for each
+    token that follows.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it uses aliases")
         return super().compose_node(parent, index)
+
+    def fetch_flow_collection_start(self, token_class: Any) -> None:
+        if self.flow_level >= _MAX_NESTING:
+            raise yaml.YAMLError("its brackets are nested too deep")
+        super().fetch_flow_collection_start(token_class)
 
 
 def _quoted(line: str) -> str:

@@ -37,6 +37,7 @@ class BackendError(GemsError, RuntimeError):
         reason: What the server said, without our words around it; the whole message if nobody else said anything.
         requests: How many requests of one call have failed, each of which may have been charged. None was, if no
             connection was made.
+        lost_answers: How many of them may have been answered; None if that follows from the error.
         may_cost: Whether a server may have drawn, and charged for, an image that is lost.
     """
 
@@ -48,6 +49,7 @@ class BackendError(GemsError, RuntimeError):
         self.status_code = status_code
         self.reason = message if reason is None else reason
         self.requests = 1
+        self.lost_answers: int | None = None
         self.may_cost = False
 
 

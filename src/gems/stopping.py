@@ -52,11 +52,13 @@ class WaitEnded(GraphDrained):
 
     Attributes:
         requests: How many requests of the call have failed before, each of which may have been charged.
+        lost_answers: How many of them may have been answered; None if that is not known.
     """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.requests = 1
+        self.lost_answers: int | None = None
 
 
 @contextmanager

@@ -90,7 +90,12 @@ def most_of_a_run(context: GemsContext) -> dict[str, float]:
 
 
 def _figures(usage: Usage, prices: Prices) -> dict[str, float]:
-    return {name: prices.cost(usage) if name == "cost" else getattr(usage, name) for name in _FIGURES}
+    return {
+        "images": usage.images,
+        "chat_calls": usage.chat_calls,
+        "tokens": usage.counted_tokens,
+        "cost": prices.counted_cost(usage),
+    }
 
 
 class Allowance:

@@ -435,6 +435,9 @@ def _summary(batch: Batch, prices: Prices) -> dict[str, Any]:
         summary["images_in_flight_at_a_kill_at_most"] = batch.lost_images
     if cost := prices.cost(usage):
         summary["cost"] = round(cost, 4)
+    if usage.lost_tokens:
+        summary["tokens_of_lost_answers_about"] = usage.lost_tokens
+        summary |= {"cost_of_lost_answers_about": round(usage.lost_cost, 4)} if usage.lost_cost else {}
     if batch.reached_limit:
         summary |= {"limit_reached": batch.reached_limit, "not_started": len(batch.unfinished_jobs)}
         summary["cut_short"] = batch.count("cut_short")

@@ -18,7 +18,7 @@ from gems.models.lenient import whole_texts
 from gems.models.servers.told_errors import with_told_errors
 from gems.models.tries import in_tries
 
-__all__ = ["CALL", "REQUESTS", "call_model", "reading_in_threads"]
+__all__ = ["CALL", "LOST_ANSWERS", "REQUESTS", "call_model", "reading_in_threads"]
 
 T = TypeVar("T")
 
@@ -26,6 +26,8 @@ CALL: Final[ContextVar[object]] = ContextVar("gems_call", default=None)
 """The call that is being made; several may be made at the same time by one node."""
 REQUESTS: Final = "gems_requests"
 """The key in an answer's ``response_metadata`` of the requests that it took, where that is known."""
+LOST_ANSWERS: Final = "gems_lost_answers"
+"""The key there of the requests before it that may have been answered as well, and charged."""
 
 
 async def call_model(

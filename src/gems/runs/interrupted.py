@@ -93,6 +93,6 @@ def _kept(graph: GemsGraph, thread: str) -> dict[str, Usage]:
             raise InputError(f"the checkpoints of {thread!r} are damaged; start the run again") from None
         for node, usage in usage_by_node.items():  # each stop has written the sum of all so far
             most[node] = max(
-                most.get(node, Usage()), usage, key=lambda cost: (cost.chat_calls, cost.images, cost.tokens)
+                most.get(node, Usage()), usage, key=lambda cost: (cost.chat_calls, cost.images, cost.counted_tokens)
             )
     return most

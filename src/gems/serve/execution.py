@@ -159,7 +159,7 @@ class Executor:
         self.subscriptions.publish(name, EndEvent(event="end", outcome=outcome))
 
     def _cost(self, usage: Usage | None) -> float:
-        return self.settings.context.budget.prices.cost(usage or Usage())
+        return self.settings.context.budget.prices.counted_cost(usage or Usage())
 
     def _fail(self, run: Run, values: GemsState, error: Exception, seconds: float) -> None:
         kind: ErrorKind = "input" if isinstance(error, InputError) else "backend"

@@ -267,7 +267,12 @@ class Ledger:
         """
         assert status in _FINAL
         usage, now = usage or Usage(), time.time()
-        figures = {"images": usage.images, "chat_calls": usage.chat_calls, "tokens": usage.tokens, "cost": cost}
+        figures = {
+            "images": usage.images,
+            "chat_calls": usage.chat_calls,
+            "tokens": usage.counted_tokens,
+            "cost": cost,
+        }
         values = {
             **figures,
             "status": status,

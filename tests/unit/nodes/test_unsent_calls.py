@@ -75,7 +75,7 @@ def test_a_call_that_is_given_up_counts_what_it_has_sent(is_sent: bool) -> None:
     token = CALL.set(object())
     try:
         with metered(_state("given up"), "planner", GemsContext()) as meter:
-            meter.on_chat_model_start()
+            meter.on_chat_model_start({}, [[]])
             begin_count()
             assert not is_sent or begin_request()
             if is_sent:
@@ -93,7 +93,7 @@ def test_a_call_that_is_given_up_counts_what_it_has_sent(is_sent: bool) -> None:
 
 def test_a_client_that_says_nothing_is_counted_when_it_is_given_up() -> None:
     with metered(_state("silent"), "planner", GemsContext()) as meter:
-        meter.on_chat_model_start()
+        meter.on_chat_model_start({}, [[]])
     assert meter.usage.chat_calls == 1
 
 

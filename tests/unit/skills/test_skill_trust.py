@@ -117,6 +117,23 @@ def test_yaml_bombs_and_python_tags(tmp_path: Path) -> None:
     assert not proof.exists()
 
 
+@pytest.mark.parametrize(
+    "text", ["description: " + "[" * 16_000, "b: " + "[a," * 5000, "b: " + "{a: " * 4000, "k: [\n" * 3000]
+)
+def test_nested_brackets_are_refused_before_they_are_read(text: str, tmp_path: Path) -> None:
+    """PyYAML would take a second for them, and another one to read them as plain text."""
+    add(tmp_path / "s" / "deep", f"---\nname: deep\n{text}\n---\nBody\n")
+    assert load_skills(tmp_path / "s", builtin=False).problems == (
+        "deep: skipped, its YAML is broken (its brackets are nested too deep)",
+    )
+
+
+def test_brackets_as_people_nest_them_are_read(tmp_path: Path) -> None:
+    lists = "[" * 20 + "]" * 20 + ", [a, {b: [c]}]"
+    add(tmp_path / "s" / "flat", f"---\nname: flat\ndescription: d\nx: [{lists}]\n---\nBody\n")
+    assert list(load_skills(tmp_path / "s", builtin=False).skills) == ["flat"]
+
+
 def test_a_name_belongs_to_one_skill(tmp_path: Path) -> None:
     add(tmp_path / "s" / "counting", GOOD.format(name="counting").replace("Be good", "The real one"))
     add(tmp_path / "s" / "aaa", GOOD.format(name="counting").replace("Be good", "An impostor"))

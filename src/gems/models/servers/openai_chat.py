@@ -13,13 +13,13 @@ from langchain_core.outputs import ChatResult
 from langchain_openai import ChatOpenAI
 
 from gems.errors import BackendError, GemsError
-from gems.models.calling import REQUESTS
+from gems.models.calling import LOST_ANSWERS, REQUESTS
 from gems.models.failures import advice_for, is_passing, may_be_charged
 from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
 from gems.models.servers.error_texts import error_message
-from gems.models.servers.sent_requests import begin_count, has_sent, requests_sent
+from gems.models.servers.sent_requests import answers_lost, begin_count, has_sent, requests_sent
 from gems.models.unsupported_requests import is_not_understood
 from gems.secrets import one_line
 from gems.stopping import WaitEnded
@@ -59,9 +59,10 @@ class OpenAIChat(ChatOpenAI):
         try:
             result = self._answer_or_error(messages, stop, run_manager, **kwargs)
         except (BackendError, WaitEnded) as error:
-            error.requests = requests_sent()
+            error.requests, error.lost_answers = requests_sent(), answers_lost()
             raise
-        result.generations[0].message.response_metadata[REQUESTS] = max(1, requests_sent())
+        metadata = result.generations[0].message.response_metadata
+        metadata[REQUESTS], metadata[LOST_ANSWERS] = max(1, requests_sent()), max(0, answers_lost() - 1)
         return result
 
     def _answer_or_error(

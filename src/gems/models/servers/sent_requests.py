@@ -11,14 +11,23 @@ import httpx
 from gems.errors import is_passing_status, may_cost
 from gems.models.deadlines import MAY_SEND, SENDS, limit_reads
 
-__all__ = ["begin_count", "begin_request", "has_sent", "leave_out_busy", "may_send_again", "requests_sent", "watch"]
+__all__ = [
+    "answers_lost",
+    "begin_count",
+    "begin_request",
+    "has_sent",
+    "may_send_again",
+    "note_refusal",
+    "requests_sent",
+    "watch",
+]
 
 _REQUESTS: Final = threading.local()
 
 
 def begin_count() -> None:
     """Begin to count the requests of this thread."""
-    _REQUESTS.begun, _REQUESTS.whole, _REQUESTS.refused = 0, 0, 0
+    _REQUESTS.begun, _REQUESTS.whole, _REQUESTS.refused, _REQUESTS.denied = 0, 0, 0, 0
     SENDS.get()(0)
 
 
@@ -28,6 +37,11 @@ def requests_sent() -> int:
     At least 1, unless none was begun: a stop came before, or no connection was made.
     """
     return max(min(1, _number("begun")), _charged())
+
+
+def answers_lost() -> int:
+    """How many of these requests may have been answered, as no refusal came back: with what the caller has got."""
+    return max(0, _charged() - _number("denied"))
 
 
 def _charged() -> int:
@@ -63,7 +77,12 @@ def watch(event: str, details: Mapping[str, Any]) -> None:
     limit_reads(event, details)
 
 
-def leave_out_busy(response: httpx.Response) -> None:
-    """Do not count the request of an answer that says that nothing was done."""
-    if is_passing_status(response.status_code) and not may_cost(response.status_code):
+def note_refusal(response: httpx.Response) -> None:
+    """Do not count the request of an answer that says that nothing was done, nor an answer where it was refused."""
+    status = response.status_code
+    if status < 300 or may_cost(status):
+        return
+    if is_passing_status(status):
         _REQUESTS.refused = _number("refused") + 1
+    else:
+        _REQUESTS.denied = _number("denied") + 1
