@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from gems import __version__
 from gems.extras import how_to_install
 from gems.faces import run_here
-from gems.graph.context import ROLES, GemsContext
+from gems.graph.context import ROLES, GemsContext, Role
 from gems.graph.state import Requirement, Usage
 from gems.secrets import one_line
 
@@ -94,17 +94,11 @@ def _quick_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
 def _model_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
     yield "generator", partial(_draw, setup)
     yield "vision chat model", partial(_verify, setup)
-    context = setup.context
-    calls = [(context.chat_model("verifier"), context.options_of("verifier"), ["verifier"])]
+    calls = {role: (setup.context.chat_model(role), setup.context.options_of(role)) for role in ROLES}
     for role in ROLES:
-        name, options = context.chat_model(role), context.options_of(role)
-        roles = next((roles for *call, roles in calls if call == [name, options]), None)
-        if roles is None:
-            calls.append((name, options, [role]))
-        else:
-            roles.append(role)
-    for _, _, roles in calls[1:]:  # the first one has just been tried
-        yield ", ".join(roles), partial(_decompose, setup, roles[0])
+        roles = [other for other in ROLES if calls[other] == calls[role]]
+        if role == roles[0] and "verifier" not in roles:  # how that one is called has just been tried
+            yield ", ".join(roles), partial(_decompose, setup, role)
 
 
 def _try(name: str, trial: _Trial, *, timed: bool = False) -> Check:
@@ -274,7 +268,7 @@ def _verify(setup: _Setup) -> str:
     return f"{_label(name, model)} {answer}{_answer_format(setup, model, 'verifier')}"
 
 
-def _decompose(setup: _Setup, role: str) -> str:
+def _decompose(setup: _Setup, role: Role) -> str:
     from langchain_core.messages import HumanMessage, SystemMessage
 
     from gems.models.fencing import fence
@@ -299,7 +293,7 @@ def _embed(setup: _Setup) -> str:
     return f"{name}, {len(init_embedder(name).embed_query(_TRIAL_PROMPT))} dimensions"
 
 
-def _chat_model(setup: _Setup, role: str) -> tuple[str, BaseChatModel, str]:
+def _chat_model(setup: _Setup, role: Role) -> tuple[str, BaseChatModel, str]:
     """A role's model with its name, and what it reports of itself where loading it for a trial would take minutes."""
     from gems.models.registry import init_mllm
 
@@ -316,7 +310,7 @@ def _label(name: str, model: BaseChatModel) -> str:
     return name if fingerprint in name else f"{name} {fingerprint[:12]}"
 
 
-def _answer_format(setup: _Setup, model: BaseChatModel, role: str) -> str:
+def _answer_format(setup: _Setup, model: BaseChatModel, role: Role) -> str:
     """In which format the model gave its structured answer."""
     from gems.models.capabilities import capabilities_of
 
