@@ -22,6 +22,7 @@ from gems.memory.records import Records
 __all__ = ["BoundEmbedder", "needs_probe", "probe_of", "same_embedder", "unit_vectors"]
 
 _TEXTS: Final = ["how long is a vector?", "Three RED cats left of 2 dogs, at night", "ein Käfer auf 桌子"]
+_LARGEST_PEAK: Final = 1e12
 _TOLERANCE: Final = 0.045
 """Greatest distance between unit vectors of one text: a cosine of 0.999. Servers do not repeat themselves exactly."""
 
@@ -133,9 +134,13 @@ def unit_vectors(vectors: Sequence[Sequence[float]], count: int) -> NDArray[np.f
         InputError: There are more or fewer, they are of different lengths, or hold NaN or infinity.
     """
     try:
-        array = np.asarray(vectors, dtype=np.float32)
-    except (TypeError, ValueError):
-        array = np.empty(0, np.float32)
-    if array.ndim != 2 or len(array) != count or not np.isfinite(array).all():
+        numbers = np.asarray(vectors, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = np.empty(0)
+    if numbers.ndim != 2 or len(numbers) != count or not np.isfinite(numbers).all():
         raise InputError(f"the embedder did not return {count} vectors of equal length with finite numbers")
+    peaks = np.abs(numbers).max(axis=1, keepdims=True, initial=0.0)
+    # The square of such a number is none in 32 bits.
+    is_extreme = (peaks > 0) & ((peaks > _LARGEST_PEAK) | (peaks < 1 / _LARGEST_PEAK))
+    array = (numbers / np.where(is_extreme, peaks, 1.0)).astype(np.float32)
     return np.asarray(array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12), dtype=np.float32)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import math
+import json
+import re
 import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -32,6 +34,8 @@ _BATCH: Final = 32
 """Texts that MiniLM embeds at a time."""
 _CACHE_SIZE: Final = 2048
 """Texts whose vectors are kept: 6 MB with MiniLM, 50 MB with the longest common vectors (3,072 numbers)."""
+_LARGEST: Final = 3.4028234e38
+"""The largest number in a vector, since stores keep them in 32 bits."""
 _TIMEOUT: Final = 60.0
 """Seconds for one try of a server, which a run waits for twice: before it plans, and at its end."""
 
@@ -79,7 +83,8 @@ def _settings_for(provider: str) -> dict[str, Any]:
 
     OpenAI's would turn texts into the tokens of OpenAI's models, which means other words to another server at
     ``OPENAI_BASE_URL``, and would download the tables for that. Its client would follow redirects to any host, and read
-    an answer of any size by any codec. OpenAI's waits half an hour for a server that hangs, and Ollama's for ever.
+    an answer of any size by any codec, and take vectors in the order in which they arrive, whatever their ``index``.
+    OpenAI's waits half an hour for a server that hangs, and Ollama's for ever.
     """
     if provider == "ollama":
         return {"client_kwargs": {"timeout": _TIMEOUT}}
@@ -93,9 +98,30 @@ def _settings_for(provider: str) -> dict[str, Any]:
         "check_embedding_ctx_length": False,
         "timeout": _TIMEOUT,
         "max_retries": 1,
-        "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [keep_whole]}),
+        "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [keep_whole, _sort]}),
         "http_async_client": openai.DefaultAsyncHttpxClient(follow_redirects=False),
     }
+
+
+def _sort(response: Any) -> None:
+    """Put the vectors of an answer into the order of their texts, where each says which text it is of.
+
+    Args:
+        response: An answer that ``keep_whole`` has read.
+    """
+    body = b"".join(response.stream)
+    places = [int(place) for place in _INDEX.findall(body)]
+    ordered = sorted(places)
+    # Gateways that join answers, or number nothing, repeat numbers: those say nothing.
+    if places == ordered or ordered != list(range(ordered[0], ordered[0] + len(ordered))):
+        return
+    with suppress(ValueError, TypeError, KeyError):
+        answer = json.loads(body)
+        answer["data"].sort(key=lambda item: item["index"])
+        response.stream = type(response)(200, content=json.dumps(answer).encode()).stream
+
+
+_INDEX: Final = re.compile(rb'"index"\s*:\s*(\d{1,9})(?=\s*[,}])')
 
 
 def embedder_fingerprint(embedder: Embeddings) -> str:
@@ -170,13 +196,14 @@ class CachedEmbedder(Embeddings):
         """A vector as a server has sent it.
 
         Raises:
-            BackendError: It is none, holds what is no finite number, or zeros alone: a run goes on without memory.
+            BackendError: It is none, holds what is no finite 32-bit number, or zeros alone: a run goes on without
+                memory.
         """
         try:
             numbers = array("d", vector)
         except (TypeError, ValueError, OverflowError):
             numbers = array("d")
-        if not (any(numbers) and math.isfinite(sum(numbers))):
+        if not (any(numbers) and all(-_LARGEST <= number <= _LARGEST for number in numbers)):  # NaN is in no range
             raise BackendError(f"the embedder {self.fingerprint} gave something else than a vector of finite numbers")
         return numbers
 

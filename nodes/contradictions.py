@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
-
-from langchain_core.messages import AIMessage
 
 from gems.graph.state import Requirement
 from gems.languages import LANGUAGES, Words
 from gems.models.lenient import field_name, read_answer
-from gems.models.thoughts import answered_objects, words_around
-from gems.models.yes_or_no import plain_words
+from gems.models.yes_or_no import is_one_word, plain_words
 from gems.nodes.mapping_checks import says_absent
+from gems.nodes.remarks import Remark
 from gems.reading import Reading, read
 
-__all__ = ["denies", "flaws_deny", "names_failures", "remarks_in", "says_no_beside"]
+__all__ = ["contradicted", "denies", "flaws_deny", "names_failures", "says_no_beside"]
 
 _NUMBERS: Final = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -44,7 +42,7 @@ _NO_AT_FIRST: Final = re.compile(
 _OPPOSITE: Final = re.compile(
     r"\W*(?:不是|不对|不符合|不正确|(?:(?:this|that|it|the (?:requirement|condition|criterion)) (?:is|was|has) )?"
     r"(?:(?:false|incorrect|untrue|wrong|fail(?:s|ed)?|not (?:true|correct))(?= because| since|\s*[,.:;!–—]|\Z)"
-    r"|not (?:met|satisfied|fulfilled)\b|unmet\b|violated\b))"
+    r"|not really(?=\s*[,.:;!–—]|\Z)|not (?:met|satisfied|fulfilled)\b|unmet\b|violated\b))"
     r"|.*\b(?:answer|verdict|this|it) (?:is|should be|must be) [\"'*]*no\b(?! \w)|\W*should be [\"'*]*no\b(?! \w)"
     r"|.*\b(?:so|therefore|thus|hence)[,:]? [\"'*]*no\W*\Z",
     re.DOTALL,
@@ -247,7 +245,8 @@ _POSITIVE_NAME: Final = re.compile(
     r"(?:_(?:verdict|result|answer|assessment|status|match|pass|met|yes_no))?"
 )
 _NEGATIVE_NAME: Final = re.compile(
-    r"(?:(?:is|was|has|did)_)?(?:fail(?:s|ed|ure)?|mismatch(?:ed)?|violat(?:ed|ion)|unmet|incorrect|wrong)"
+    r"(?:(?:is|was|has|did)_)?(?:fail(?:s|ed|ure)?|mismatch(?:ed)?|violat(?:ed|ion)|unmet|incorrect|wrong"
+    r"|contradict(?:ion|s|ed|ory))"
 )
 _OTHER_NAME: Final = re.compile(
     r"(?:.*_)?(?:not|no|un\w*|if|should|expected|previous|before|prior|initial|first|draft|example|old|ocr)(?:_.*)?"
@@ -260,36 +259,74 @@ _FAILURES: Final = re.compile(
 
 def says_no_beside(name: object, value: object) -> bool:
     """Whether a field with a name says no, beside the answer itself."""
-    plain = field_name(name)
+    plain = field_name(name).rstrip("?")
     if _NEGATIVE_NAME.fullmatch(plain):
         return value is True
     if not isinstance(value, (str, bool)) or not _POSITIVE_NAME.fullmatch(plain) or _OTHER_NAME.fullmatch(plain):
         return False
     try:
-        return read_answer(value) == "no"
+        return read_answer(value) == "no" or bool(isinstance(value, str) and _IN_PART.match(value))
     except ValueError:
         return False
 
 
-def remarks_in(message: AIMessage, requirements: Sequence[Requirement]) -> tuple[set[str], bool]:
-    """What an answer says besides the list of its answers: in words, and in fields of its own.
+_IN_PART: Final = re.compile(r"\W*(?:part(?:ial|ially|ly)?|mixed|unsure|uncertain|unclear)\b", re.IGNORECASE)
+"""Matches what is not quite a yes."""
+
+
+def contradicted(remarks: Sequence[Remark], requirements: Sequence[Requirement]) -> tuple[set[str], bool]:
+    """What an answer says against its own answers, see ``remarks_beside``.
 
     Returns:
         The questions to which the answer is no by that; and whether the image as a whole is said to fail.
     """
     questions = {requirement.id: requirement.question for requirement in requirements}
-    denied, texts, is_failure = set[str](), [words_around(message)], False
-    for name, value in _fields_beside(answered_objects(message)):
-        if names_failures(name) and isinstance(value, (str, list, Mapping)):
+    denied, is_failure = set[str](), False
+    for remark in remarks:
+        name, value, about = remark.name, remark.value, remark.question_id
+        if names_failures(name):
             failures = _real_failures(value) if isinstance(value, Mapping) else value
-            denied |= {i for i in questions if re.search(rf"(?<!\w){re.escape(i)}(?!\w)", json.dumps(failures))}
+            if isinstance(value, (str, list, Mapping)):
+                denied |= {i for i in questions if re.search(rf"(?<!\w){re.escape(i)}(?!\w)", json.dumps(failures))}
+        elif about:
+            denied |= {about} if _is_against(remark, questions[about]) else set()
         elif isinstance(value, str):
-            texts.append(value)
-        is_failure = is_failure or says_no_beside(name, value)
-    for text in texts:
-        denied |= {i for i, question in questions.items() if _is_denied_in(plain_words(text), i, question)}
-        is_failure = is_failure or says_failure(text)
+            words = plain_words(value)
+            denied |= {i for i, question in questions.items() if _is_denied_in(words, i, question)}
+            is_failure = is_failure or says_failure(value)
+            if _FAULTS.fullmatch(name):
+                denied |= {i for i, question in questions.items() if flaws_deny(question, value)}
+        is_failure = is_failure or (not about and says_no_beside(name, value))
     return denied, is_failure
+
+
+_FAULTS: Final = re.compile(r"(?:.*_)?(?:issue|problem|error|mistake|defect|flaw|fault|concern|discrepanc(?:y|ies))s?")
+"""Matches the names of what is wrong with an image, in which a no says that nothing is."""
+_COUNTED_NAME: Final = re.compile(
+    r"(?:actual|observed|counted|detected|seen)(?:_(?:count|number|value))?|(?:number|count|num)"
+    r"(?:_(?:seen|found|observed|visible|detected))?|found_count|visible_count"
+)
+"""Matches the names of how many things are in an image."""
+
+
+def _is_against(remark: Remark, question: str) -> bool:
+    """Whether a remark about a question denies a yes to it."""
+    name, value = remark.name, remark.value
+    if any(_OTHER_NAME.fullmatch(owner) or names_failures(owner) for owner in (name, *remark.owners)):
+        return False
+    if isinstance(value, bool) or (isinstance(value, str) and is_one_word(value)):
+        is_absent = name in ("missing", "absent") and read_answer(value) == "yes" and not read(question).is_negated
+        return is_absent or says_no_beside(name, value) or (remark.is_answer and read_answer(value) == "no")
+    if isinstance(value, (int, float)):
+        match = _COUNT_QUESTION.search(" ".join(plain_words(question).split()))
+        return bool(match and _COUNTED_NAME.fullmatch(name) and value != _value(match["number"]))
+    if not isinstance(value, str):
+        return False
+    is_doubt = flaws_deny if _FAULTS.fullmatch(name) else denies
+    words = plain_words(value)
+    return (
+        is_doubt(question, value) or says_no_beside(name, value) or _is_denied_in(words, remark.question_id, question)
+    )
 
 
 def names_failures(name: object) -> bool:
@@ -301,24 +338,6 @@ def _real_failures(failures: Mapping[Any, Any]) -> dict[Any, Any]:
     """Failures by name, without those of which it says that they are none."""
     nothing = ("none", "no", "false")
     return {key: value for key, value in failures.items() if value and str(value).casefold() not in nothing}
-
-
-def _fields_beside(value: Any, depth: int = 4) -> Iterator[tuple[object, Any]]:
-    """The fields of the objects that a list of answers stands in."""
-    if isinstance(value, list) and depth:
-        for item in value:
-            yield from _fields_beside(item, depth - 1)
-    elif isinstance(value, Mapping) and depth and not _is_answer(value):
-        for name, inner in value.items():
-            yield name, inner
-            yield from _fields_beside(inner, depth - 1)
-
-
-def _is_answer(item: Mapping[Any, Any]) -> bool:
-    return any(field_name(name) in _ID_FIELDS for name in item)
-
-
-_ID_FIELDS: Final = frozenset({"id", "question_id", "requirement_id", "question", "requirement", "qid"})
 
 
 _PLAIN_NO: Final = (

@@ -143,7 +143,7 @@ _QUESTION_LINE: Final = re.compile(
 _MARK: Final = re.compile(r"[?？؟]")
 _ID: Final = re.compile(r"\W*+[^\W\d_]{0,12}+[\W_]*+\d++\W*+")
 _NO_REQUIREMENT: Final = re.compile(
-    rf"{_ID.pattern}|.*[:：]\s*+|\W*+(?:none|null|n/a|nothing)\W*+", re.IGNORECASE | re.DOTALL
+    rf"{_ID.pattern}|.*[:：]\s*+|\W*+(?:none|null|nan|undefined|n/a|nothing)\W*+", re.IGNORECASE | re.DOTALL
 )
 """Matches an id alone, the words before a list, and words for an empty list."""
 _BEGINS_A_QUESTION: Final = re.compile(

@@ -25,14 +25,15 @@ from gems.models.fencing import fence
 from gems.models.inspectors import Finding, Inspector
 from gems.models.lenient import UNSTATED
 from gems.models.logprobs import answer_probabilities
-from gems.models.thoughts import words_after, words_around
+from gems.models.thoughts import words_after
 from gems.nodes.ask import ask, image_block
-from gems.nodes.contradictions import denies, flaws_deny, remarks_in
+from gems.nodes.contradictions import contradicted, denies, flaws_deny
 from gems.nodes.meter import Meter
 from gems.nodes.question_ids import questions_of
+from gems.nodes.remarks import remarks_beside
 from gems.nodes.resources import Resources
 from gems.nodes.retry import describe, is_backend_failure, retry_on
-from gems.nodes.unseen_images import says_unseen
+from gems.nodes.unseen_images import says_unseen, tells_unseen
 from gems.nodes.verdict_forms import AnsweredQuestion, Verdicts
 
 __all__ = [
@@ -212,12 +213,14 @@ async def inspect_image(
     # The image comes first: a server that caches prefixes then has it ready for the second call.
     messages = [SystemMessage(VERIFIER), HumanMessage([picture, {"type": "text", "text": questions}])]
     answer = await ask(meter, model, Verdicts, messages, logprobs=True)
-    if says_unseen(words_around(answer.message)) or says_unseen(answer.form.flaws):
+    questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
+    remarks = remarks_beside(answer.message, requirements, questions_by_name)
+    unseen = {remark.question_id for remark in remarks if tells_unseen(remark)}
+    if "" in unseen or says_unseen(answer.form.flaws):
         return Inspection([_unsure(r, UNSEEN) for r in requirements])
     if _CORRECTS.search(words_after(answer.message)):
         return Inspection([_unsure(r, "the chat model corrects its answers") for r in requirements])
-    denied, is_failure = remarks_in(answer.message, requirements)
-    questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
+    denied, is_failure = contradicted(remarks, requirements)
     answers = _by_question(questions_by_name, ((item.id, item) for item in answer.form.verdicts))
     measured = _by_question(questions_by_name, answer_probabilities(answer.message).items())
     verdicts = [_verdict(r, answers.get(r.id, []), measured.get(r.id, [])) for r in requirements]
@@ -225,13 +228,19 @@ async def inspect_image(
     if is_failure and all(verdict.answer == "yes" for verdict in verdicts):
         verdicts = [_unsure(r, "yes to all, but the chat model says that the image fails") for r in requirements]
     return Inspection(
-        [
-            _unsure(r, "yes, but no elsewhere in the same answer") if v.answer == "yes" and r.id in denied else v
-            for r, v in zip(requirements, verdicts, strict=True)
-        ],
+        [_doubted(v, r, denied, unseen) for r, v in zip(requirements, verdicts, strict=True)],
         round(answer.form.quality, 3),
         " ".join(answer.form.flaws.split())[:120] if answer.form.quality < _WELL_MADE else "",
     )
+
+
+def _doubted(verdict: Verdict, requirement: Requirement, denied: set[str], unseen: set[str]) -> Verdict:
+    """The verdict, or unsure if other parts of its answer contradict it."""
+    if requirement.id in unseen:
+        return _unsure(requirement, UNSEEN)
+    if verdict.answer == "yes" and requirement.id in denied:
+        return _unsure(requirement, "yes, but no elsewhere in the same answer")
+    return verdict
 
 
 def _by_question(questions: Mapping[str, Requirement], pairs: Iterable[tuple[str, T]]) -> dict[str, list[T]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from gems.models.lenient import read_answer
 from gems.models.yes_or_no import plain_words
+from gems.nodes.remarks import Remark
 
-__all__ = ["says_unseen"]
+__all__ = ["says_unseen", "tells_unseen"]
 
 _IMAGE: Final = (
     r"(?:images?|pictures?|photos?|photographs?|attachments?)\b"
@@ -36,6 +38,10 @@ _NOT_SEEN: Final = re.compile(
     rf"|\Ano {_IMAGE}\W*\Z"
     rf"|\b{_IMAGE}\s+(?:(?:was|were|is|are|has|have|did)(?: not|n't))\s+(?:been |actually ){{0,2}}{_ARRIVED}"
     rf"|\b{_IMAGE} (?:is|was|are|were) (?:missing\b(?! \w)|unavailable|inaccessible)"
+    rf"|(?:\A|[.:;!]\s+)(?:the |input )?{_IMAGE} (?:not (?:visible|seen|{_ARRIVED})|(?:is|was) not visible)\b"
+    rf"|\b{_IMAGE} (?:(?:could not|couldn't|cannot|can't|can not) be (?:loaded|opened|read|decoded|fetched|downloaded"
+    rf"|accessed|processed)|(?:failed|fails) to (?:load|open|decode|download))\b"
+    rf"|\bfail(?:ed|s|ure)? (?:to (?:load|open|read|decode|fetch|download)|loading) {_WHICH}{_IMAGE}"
     r"|\btext.(?:only|based) (?:\w+ )?(?:ai|model|assistant|language)"
     rf"|\bassum(?:e|es|ed|ing)(?: that)? {_WHICH}{_IMAGE} (?:shows?|match\w*|depicts?|contains?|has|does|is|was|would)"
     r"|\bhypothetical(?:ly)?\b(?! scene)"
@@ -55,3 +61,88 @@ _NOT_SEEN: Final = re.compile(
 def says_unseen(text: str) -> bool:
     """Whether a text says that its author has not seen the image that it is about."""
     return bool(_NOT_SEEN.search(" ".join(plain_words(text).split())))
+
+
+def tells_unseen(remark: Remark) -> bool:
+    """Whether a remark says that no image was seen, in words or by a field such as "has_image"."""
+    is_said = isinstance(remark.value, str) and says_unseen(remark.value)
+    return is_said or _denies_image(remark.name, remark.value)
+
+
+_IMAGE_WORDS: Final = frozenset({"image", "images", "img", "picture", "photo", "attachment"})
+_SEEN_WORDS: Final = frozenset(
+    {
+        *(
+            "accessible",
+            "accessed",
+            "attached",
+            "available",
+            "decoded",
+            "found",
+            "given",
+            "got",
+            "has",
+            "have",
+            "included",
+        ),
+        *("loaded", "opened", "present", "processed", "provided", "readable", "received", "saw", "see", "seen", "sees"),
+        *("sent", "shared", "shown", "supplied", "uploaded", "view", "viewable", "viewed", "visible"),
+        *("access", "count", "num", "number", "status"),
+    }
+)
+_NEGATIONS: Final = frozenset(
+    {
+        "no",
+        "not",
+        "cannot",
+        "missing",
+        "unavailable",
+        "inaccessible",
+        "absent",
+        "unseen",
+        "invisible",
+        "lacks",
+        "without",
+    }
+)
+_FILLERS: Final = frozenset(
+    {
+        "is",
+        "was",
+        "were",
+        "are",
+        "the",
+        "an",
+        "a",
+        "any",
+        "input",
+        "can",
+        "could",
+        "i",
+        "to",
+        "able",
+        "been",
+        "of",
+        "did",
+    }
+)
+_NOTHING: Final = re.compile(
+    r"\W*(?:(?:is |was )?(?:not|never) (?:\w+ )?(?:provided|visible|seen|available|accessible|received|attached|loaded"
+    r"|given|shown|found|present|supplied|uploaded|readable)|none|missing|unavailable|inaccessible|n/?a|absent)\W*"
+)
+
+
+def _denies_image(name: str, value: object) -> bool:
+    words = name.rstrip("?").split("_")
+    is_about_image = any(w in _IMAGE_WORDS for w in words) or ("can" in words and "see" in words)
+    if not is_about_image or not all(w in _IMAGE_WORDS | _SEEN_WORDS | _NEGATIONS | _FILLERS for w in words):
+        return False
+    is_negated = any(word in _NEGATIONS for word in words)
+    if isinstance(value, str) and _NOTHING.fullmatch(plain_words(value)):
+        return not is_negated
+    if isinstance(value, (list, dict)) or not (is_negated or any(word in _SEEN_WORDS for word in words)):
+        return False
+    try:
+        return read_answer(value) == ("yes" if is_negated else "no")
+    except ValueError:
+        return False

@@ -28,6 +28,7 @@ from gems.models.yes_or_no import is_one_word, yes_or_no
 from gems.nodes.answer_lines import ANSWER_LINE, answer_line, answers_in
 from gems.nodes.contradictions import names_failures, says_no_beside
 from gems.nodes.question_ids import name_of_place, name_with_question
+from gems.nodes.remarks import REASON_NAME
 
 __all__ = ["AnsweredQuestion", "Verdicts"]
 
@@ -217,7 +218,8 @@ class Verdicts(Form):
         extra_answers = [
             item
             for key, value in raw.items()
-            if field_name(key) not in list_names and not (names_failures(key) and isinstance(value, Mapping))
+            if field_name(key) not in list_names and not REASON_NAME.fullmatch(field_name(key))
+            if not (names_failures(key) and isinstance(value, Mapping))
             for item in _answers_beside(value)
         ]
         if isinstance(verdicts, list) and extra_answers:  # where they contradict the list, the question is unsure

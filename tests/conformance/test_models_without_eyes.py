@@ -113,6 +113,23 @@ def test_a_verifier_that_reads_no_images_is_asked_once(
     assert ADVICE in error
 
 
+@pytest.mark.parametrize(
+    "beside", [{"note": "I cannot see any image"}, {"errors": [{"text": "No image"}]}, {"image_provided": False}]
+)
+def test_a_verifier_that_says_in_its_form_that_it_saw_no_image_solves_nothing(
+    beside: dict[str, Any], server: tuple[ThreadingHTTPServer, type[Blind]], tmp_path: Path
+) -> None:
+    http, handler = server
+    answers = [{"id": f"r{number}", "answer": "yes", "confidence": 1} for number in range(1, 4)]
+    message = {"role": "assistant", "content": json.dumps({"verdicts": answers, **beside})}
+    handler.status, handler.words = 200, {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    output = draw(f"openai:blind-{http.server_port}", tmp_path)
+    assert output["outcome"] == "failed"
+    assert output["image"] is not None
+    assert "has seen no image" in output["errors"][-1]
+    assert len(handler.requests) <= 2, "no other image is drawn"
+
+
 OTHER_REFUSALS = {
     "too large": (400, "Image too large: the maximum is 5 MB"),
     "format": (400, "Unsupported image format image/webp. Supported: png, jpeg"),

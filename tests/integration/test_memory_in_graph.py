@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.store.memory import InMemoryStore
 from remembering import past
+from servers.threaded import serving
 
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
@@ -341,3 +343,32 @@ def test_a_run_continues_without_a_broken_memory(tmp_path: Path) -> None:
     out = pocket(tmp_path, Broken()).invoke({"prompt": "a blue car"}, context=REUSE)
     assert out["outcome"] == "solved"
     assert out["errors"] == [f"{node}: disk I/O error" for node in ("reuse", "retrieve_memory", "store_memory")]
+
+
+@pytest.mark.parametrize("number", [1e308, 1e39, float("nan"), float("inf")])
+def test_a_run_continues_without_an_embedder_whose_numbers_are_none(
+    number: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Answers(BaseHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Log nothing."""
+
+        def do_POST(self) -> None:
+            texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
+            data = [{"index": place, "embedding": [number, 0.5]} for place in range(len(texts))]
+            body = json.dumps({"data": data}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with serving(Answers) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+        store = FaissStore(tmp_path / "memory", embedder=init_embedder(f"openai:odd-{server.server_port}"))
+        out = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=GemsContext(seed=1))
+        store.close()
+    assert out["outcome"] == "solved"
+    assert [error.partition(":")[0] for error in out["errors"]] == ["retrieve_memory", "store_memory"]
+    assert all("than a vector of finite numbers" in error for error in out["errors"])

@@ -9,6 +9,7 @@ import pytest
 from chatting import ChatEndpoint
 from forked import gems_here
 
+from gems.cli.doctor import diagnose
 from gems.errors import InputError
 from gems.graph.builder import build_graph
 from gems.graph.context import ROLES, GemsContext
@@ -37,6 +38,26 @@ def test_a_role_is_asked_with_its_own_options(chat_server: str, tmp_path: Path) 
     seen = {e["form"]: (e["request"]["temperature"], e["request"].get("reasoning_effort"), e["team"]) for e in chat.log}
     assert seen == {"Plan": (0.1, None, None), "Requirements": (0.1, None, None), "Verdicts": (0.9, "low", TEAM)}
     assert all(e["request"].get("max_tokens", e["request"].get("max_completion_tokens")) == 900 for e in chat.log)
+
+
+def test_doctor_asks_the_servers_that_runs_ask(chat_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each role that is called in its own way is tried so, whatever the models are called."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    common, own = ChatEndpoint(chat_server), ChatEndpoint(chat_server, structured="text")
+    settings = {"mllm": "pocket", "generator": "pocket", "memory": False}
+    context = GemsContext(**settings, verifier="openai:pocket", role_options=RoleOptions(verifier=own.options))
+    checks = {check.name: check for check in diagnose(context.as_operator())}
+    assert checks["vision chat model"].ok, checks["vision chat model"].detail
+    assert "as text" in checks["vision chat model"].detail
+    assert [entry["form"] for entry in own.log] == ["Verdicts"]
+    dead = RoleOptions(planner=ChatOptions(base_url="http://127.0.0.1:9/v1", timeout=1), refiner=own.options)
+    context = GemsContext(**settings | {"mllm": "openai:pocket"}, chat_options=common.options, role_options=dead)
+    checks = {check.name: check for check in diagnose(context.as_operator())}
+    assert checks["vision chat model"].ok
+    assert not checks["planner"].ok
+    assert checks["refiner"].ok
+    assert "decomposer" not in str(list(checks)), "it is called as the verifier is, which has been tried"
+    assert [len(common.log), len(own.log)] == [1, 2]
 
 
 def test_what_a_record_keeps_of_a_role_is_what_was_given() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from gems import __version__
 from gems.extras import how_to_install
 from gems.faces import run_here
-from gems.graph.context import ROLES, GemsContext
+from gems.graph.context import ROLES, GemsContext, Role
 from gems.graph.state import Requirement, Usage
 from gems.secrets import one_line
 
@@ -94,12 +94,11 @@ def _quick_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
 def _model_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
     yield "generator", partial(_draw, setup)
     yield "vision chat model", partial(_verify, setup)
-    roles_of: dict[str, list[str]] = {}
+    calls = {role: (setup.context.chat_model(role), setup.context.options_of(role)) for role in ROLES}
     for role in ROLES:
-        roles_of.setdefault(setup.context.chat_model(role), []).append(role)
-    for model, roles in roles_of.items():
-        if model != setup.context.chat_model("verifier"):  # that one has just been tried
-            yield ", ".join(roles), partial(_decompose, setup, model)
+        roles = [other for other in ROLES if calls[other] == calls[role]]
+        if role == roles[0] and "verifier" not in roles:  # how that one is called has just been tried
+            yield ", ".join(roles), partial(_decompose, setup, role)
 
 
 def _try(name: str, trial: _Trial, *, timed: bool = False) -> Check:
@@ -257,20 +256,19 @@ def _verify(setup: _Setup) -> str:
     from gems.nodes.examiner import inspect_image, require_seen
     from gems.nodes.meter import Meter
 
-    name = setup.context.chat_model("verifier")
-    model, own_report = _chat_model(setup, name)
+    name, model, own_report = _chat_model(setup, "verifier")
     if own_report:
         return own_report
     # Without an image from the generator, a white one will do: this only tries whether the model can look at images.
     image = setup.image or Image.new("RGB", (256, 256), "white")
-    png, meter = encode_png(image, {}), Meter(Usage(), setup.context)
+    png, meter = encode_png(image, {}), Meter(Usage(), setup.context, "verifier")
     [verdict] = run_here(inspect_image(meter, model, [_TRIAL_QUESTION], png)).verdicts
     require_seen([verdict])
     answer = f'answers "{verdict.answer}" ({verdict.confidence:.2f}) to "{_TRIAL_QUESTION.question}"'
-    return f"{_label(name, model)} {answer}{_answer_format(setup, model)}"
+    return f"{_label(name, model)} {answer}{_answer_format(setup, model, 'verifier')}"
 
 
-def _decompose(setup: _Setup, name: str) -> str:
+def _decompose(setup: _Setup, role: Role) -> str:
     from langchain_core.messages import HumanMessage, SystemMessage
 
     from gems.models.fencing import fence
@@ -278,14 +276,14 @@ def _decompose(setup: _Setup, name: str) -> str:
     from gems.nodes.decomposer import DECOMPOSER, EXAMPLES, Requirements
     from gems.nodes.meter import Meter
 
-    model, own_report = _chat_model(setup, name)
+    name, model, own_report = _chat_model(setup, role)
     if own_report:
         return own_report
     messages = [SystemMessage(DECOMPOSER), *EXAMPLES, HumanMessage(fence("user_prompt", _TRIAL_PROMPT))]
-    meter = Meter(Usage(), setup.context)
+    meter = Meter(Usage(), setup.context, role)
     requirements = run_here(ask(meter, model, Requirements, messages)).form.requirements
     answer = f'asks {len(requirements)} questions about "{_TRIAL_PROMPT}"'
-    return f"{_label(name, model)} {answer}{_answer_format(setup, model)}"
+    return f"{_label(name, model)} {answer}{_answer_format(setup, model, role)}"
 
 
 def _embed(setup: _Setup) -> str:
@@ -295,13 +293,14 @@ def _embed(setup: _Setup) -> str:
     return f"{name}, {len(init_embedder(name).embed_query(_TRIAL_PROMPT))} dimensions"
 
 
-def _chat_model(setup: _Setup, name: str) -> tuple[BaseChatModel, str]:
-    """A chat model and, where loading it for a trial would take minutes, what it reports about itself instead."""
+def _chat_model(setup: _Setup, role: Role) -> tuple[str, BaseChatModel, str]:
+    """A role's model with its name, and what it reports of itself where loading it for a trial would take minutes."""
     from gems.models.registry import init_mllm
 
-    model = init_mllm(name, setup.context.chat_options, setup.context.authority)
+    name = setup.context.chat_model(role)
+    model = init_mllm(name, setup.context.options_of(role), setup.context.authority)
     check = getattr(model, "check", None)
-    return model, f"{name}, {check()}; nothing was loaded" if callable(check) else ""
+    return name, model, f"{name}, {check()}; nothing was loaded" if callable(check) else ""
 
 
 def _label(name: str, model: BaseChatModel) -> str:
@@ -311,9 +310,9 @@ def _label(name: str, model: BaseChatModel) -> str:
     return name if fingerprint in name else f"{name} {fingerprint[:12]}"
 
 
-def _answer_format(setup: _Setup, model: BaseChatModel) -> str:
+def _answer_format(setup: _Setup, model: BaseChatModel, role: Role) -> str:
     """In which format the model gave its structured answer."""
     from gems.models.capabilities import capabilities_of
 
-    method = capabilities_of(model, setup.context.chat_options.structured).methods[0]
+    method = capabilities_of(model, setup.context.options_of(role).structured).methods[0]
     return {"json_schema": " (by JSON schema)", "tool": "", "json_mode": " (in JSON mode)"}.get(method, " (as text)")

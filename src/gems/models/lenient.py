@@ -455,7 +455,9 @@ def _read_text(raw: Any) -> Any:
     if isinstance(raw, bool):
         raise ValueError("it must be a text")
     if isinstance(raw, (int, float)):
-        return str(int(raw) if _as_float(raw).is_integer() else raw)
+        if not math.isfinite(number := _as_float(raw)):
+            raise ValueError("it must be a text")
+        return str(int(raw) if number.is_integer() else raw)
     if isinstance(raw, Sequence):
         return "\n".join(filter(None, map(_read_text, raw)))
     if isinstance(raw, Mapping) and (inner := next(filter(None, map(raw.get, _TEXT_NAMES)), None)) is not None:

@@ -18,9 +18,8 @@ def answer_text(message: AIMessage) -> str:
 
 
 def answered_objects(message: AIMessage) -> list[Any]:
-    """The JSON in an answer: the arguments of its calls, or what stands in its text."""
-    calls: list[Any] = [call["args"] for call in message.tool_calls]
-    return calls or json_values(answer_text(message))
+    """The JSON in an answer: what stands in its text, then the arguments of its calls."""
+    return [*json_values(answer_text(message)), *(call["args"] for call in message.tool_calls)]
 
 
 def words_around(message: AIMessage) -> str:

@@ -150,3 +150,21 @@ def test_an_embedder_with_a_fingerprint_is_not_asked_for_vectors(tmp_path: Path)
     store.search(("a",), query="two cats")
     store.close()
     assert embedder.texts == 1
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
+def test_the_length_of_vectors_does_not_matter(scale: float, tmp_path: Path) -> None:
+    """The squares of such numbers are none in 32 bits, of which NumPy would warn."""
+
+    class Long(PointEmbeddings):
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [[scale * number for number in vector] for vector in super().embed_documents(texts)]
+
+    results = []
+    for embedder in (PointEmbeddings(), Long()):
+        store = FaissStore(tmp_path / type(embedder).__name__, embedder=embedder)
+        for key in ("cats", "dogs", "birds"):
+            store.put(("memories",), key, {"text": f"{key} here"})
+        results.append({item.key: item.score for item in store.search(("memories",), query="dogs there")})
+        store.close()
+    assert results[1] == pytest.approx(results[0], abs=1e-5)

@@ -134,7 +134,7 @@ def test_names_share_one_embedder_and_keep_their_fingerprints(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    "vector", [None, [], [0.0, 0.0], [0.1, None], [0.1, float("inf")], ["0.1"], [[0.1]], "abcd", 10**400]
+    "vector", [None, [], [0.0, 0.0], [0.1, None], [0.1, float("inf")], ["0.1"], [[0.1]], "abcd", 10**400, [1e308, 0.1]]
 )
 def test_what_a_server_sends_in_place_of_a_vector_is_its_fault(vector: Any) -> None:
     class Odd(Provider):
@@ -225,6 +225,32 @@ def test_vectors_of_different_lengths_are_the_servers_fault() -> None:
 
     with pytest.raises(BackendError, match="provider-small gave vectors of different lengths"):
         CachedEmbedder(Odd()).embed_documents(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [
+        ((0, 1, 2), "abc"),
+        ((2, 0, 1), "bca"),
+        ((3, 2, 1), "cba"),
+        ((0, 0, 0), "abc"),
+        ((1, 0, 1), "abc"),
+        ((5, 9, 1), "abc"),
+        ((None, 1, 0), "abc"),
+    ],
+)
+def test_vectors_belong_to_the_texts_that_they_name(
+    indices: tuple[object, ...], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server may answer out of order, and says so; numbers that are no order say nothing."""
+    vectors = {"a": [1.0, 0.5], "b": [2.0, 0.5], "c": [3.0, 0.5]}
+    data = [{"index": i, "embedding": vector} for i, vector in zip(indices, vectors.values(), strict=True)]
+    monkeypatch.setattr(_Embeddings, "answer", ("application/json", json.dumps({"data": data}).encode()))
+    with serving(_Embeddings) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+        embedder = embedder_module._embedder.__wrapped__("openai:bge-m3")
+        assert embedder.embed_documents(["1", "2", "3"]) == [vectors[name] for name in expected]
 
 
 def test_an_unknown_embedder_is_refused() -> None:

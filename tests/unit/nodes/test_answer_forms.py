@@ -605,7 +605,7 @@ def test_a_kind_is_kept() -> None:
         {"requirements": "none"},
         Requirements.model_json_schema(),
         {"properties": {"names": ["Is", "there"]}},
-        {"requirements": ["", "?"]},
+        {"requirements": ["", "?", "NaN"]},
     ],
 )
 def test_other_words_are_no_requirements(content: Any) -> None:
@@ -919,3 +919,16 @@ def test_words_for_no_flaws_are_none(flaws: str) -> None:
 @pytest.mark.parametrize("flaws", ["no face", "none of the hands is right", "artifacts", "no legible letters"])
 def test_words_that_only_begin_like_none_are_flaws(flaws: str) -> None:
     assert read_form(AIMessage(json.dumps({"verdicts": ITEMS, "flaws": flaws})), Verdicts).flaws == flaws
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400])
+def test_what_is_no_number_is_no_text(number: float) -> None:
+    good = {"question": "Are there any cars in the image?", "kind": "object"}
+    for odd in ({"question": number, "kind": "object"}, {"question": [number]}, number):
+        content = json.dumps({"requirements": [odd, good]})
+        [item] = read_form(AIMessage(content), Requirements).requirements
+        assert item.question == good["question"]
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(json.dumps({"requirements": [{"question": number}]})), Requirements)
+    with pytest.raises(MalformedAnswerError):
+        read_form(AIMessage(json.dumps({"prompt": number, "strategy": "restart"})), Refinement)

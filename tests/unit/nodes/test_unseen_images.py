@@ -20,6 +20,7 @@ from gems.nodes.unseen_images import says_unseen
 
 QUESTION = Requirement(id="r1", question="Are there exactly two cars in the image?", kind="count")
 
+NO_IMAGE = "the chat model says that it has seen no image"
 UNSEEN = (
     "I'm unable to view images. However, here is an example of the format:",
     "As a text-based AI, I cannot see the image you provided. If it shows two cars:",
@@ -81,7 +82,72 @@ def _form(**fields: Any) -> str:
 def test_a_yes_about_an_unseen_image_is_unsure(words: str) -> None:
     fenced = f"{words}\n```json\n{_form()}\n```"
     for content in (fenced, f"{_form()}\n\nNote: {words}", _form(reason=words), _form(flaws=words, quality=0.1)):
-        assert _answer_for(content) == ("unsure", "the chat model says that it has seen no image")
+        assert _answer_for(content) == ("unsure", NO_IMAGE)
+
+
+@pytest.mark.parametrize("words", UNSEEN)
+def test_an_unseen_image_may_be_told_of_anywhere_beside_the_answers(words: str) -> None:
+    for beside in ({"note": words}, {"remarks": ["ok", words]}, {"comment": {"text": words}}, {"a": [{"b": [words]}]}):
+        assert _answer_for(_form(**beside)) == ("unsure", NO_IMAGE)
+    for other in (json.dumps({"error": words}), json.dumps([words])):
+        assert _answer_for(f"{_form()}\n{other}") == ("unsure", NO_IMAGE)
+        assert _answer_for(f"{other}\n{_form()}") == ("unsure", NO_IMAGE)
+    if "\n" not in words:
+        assert _answer_for(f'{{"verdicts": [ // {words}\n{{"id": "r1", "answer": "yes"}}]}}') == ("unsure", NO_IMAGE)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"image_provided": False},
+        {"has_image": "no"},
+        {"image_visible": False},
+        {"meta": {"imageReceived": False}},
+        {"can_see_image": "No"},
+        {"no_image": True},
+        {"image_missing": "yes"},
+        {"images_received": 0},
+        {"image": "not provided"},
+        {"image_status": "missing"},
+        {"warning": "image not visible"},
+        {"error": "image could not be loaded"},
+        {"error": "Failed to load the image."},
+        {"errors": [{"message": "The image cannot be opened", "code": 7}]},
+    ],
+)
+def test_a_field_may_say_that_no_image_arrived(beside: dict[str, Any]) -> None:
+    assert _answer_for(_form(**beside)) == ("unsure", NO_IMAGE)
+    assert _answer_for(f"{_form()}\n{json.dumps(beside)}") == ("unsure", NO_IMAGE)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"image_provided": True, "has_image": "yes", "images_received": 1, "image_status": "ok"},
+        {"no_image": False, "image_missing": "no", "image_error": None, "errors": []},
+        {"image": None, "image_quality": "no artefacts", "image_issues": "none", "image_noise": False},
+        {"present_in_image": ["cars"], "found_in_image": {"dogs": 0}, "visible_text": "No image available"},
+        {"warning": "the second car in the image is not visible as a whole", "notes": ["I can see the image."]},
+    ],
+)
+def test_fields_about_an_image_that_was_seen_change_no_answer(beside: dict[str, Any]) -> None:
+    assert _answer_for(_form(**beside))[0] == "yes"
+
+
+def test_of_several_questions_those_are_unsure_of_which_a_model_says_so() -> None:
+    other = Requirement(id="r2", question="Is the sky blue?", kind="attribute")
+    answers = [{"id": i, "answer": "yes", "confidence": 0.9} for i in ("r1", "r2")]
+    for beside in (
+        {"reasons": {"r2": "no image was provided"}},
+        {"reasons": ["two", "no image"]},
+        {"r2_note": "no image"},
+    ):
+        content = json.dumps({"verdicts": answers, **beside})
+        model = ScriptedChatModel(script=lambda schema, messages, index, content=content: AIMessage(content))
+        png = encode_png(Image.new("RGB", (8, 8)), {})
+        verdicts = run_here(inspect_image(Meter(Usage(), GemsContext()), model, [QUESTION, other], png)).verdicts
+        assert [v.answer for v in verdicts] == ["yes", "unsure"]
+        assert verdicts[1].reason == NO_IMAGE
 
 
 @pytest.mark.parametrize("words", SEEN)
