@@ -28,8 +28,9 @@ from rich.progress import Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # PyTorch's own name for it
 
-from gems.models.pocket.render import draw_scene, silhouette
+from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import Item, count_of, layout, relation_margin, sample_spec
+from gems.models.pocket.sprites import silhouette
 from gems.models.pocket.vision import (
     BOX_MEAN,
     BOX_SCALE,
@@ -161,7 +162,7 @@ def visibility(items: Sequence[Item]) -> list[float]:
     areas = [1.0] * len(items)
     for index in sorted(range(len(items)), key=lambda k: (items[k].depth, items[k].y)):
         item = items[index]
-        mask = silhouette(item.object, max(2, round(item.size * side)))
+        mask = silhouette(OBJECTS[item.object].twemoji, max(2, round(item.size * side)))
         areas[index] = sum(mask.histogram()[128:])
         corner = (round(item.x * side - mask.width / 2), round(item.y * side - mask.height / 2))
         owner.paste(index, corner, mask.point(lambda v: 255 if v >= 128 else 0))

@@ -25,8 +25,8 @@ from gems.graph import builder
 from gems.graph.builder import build_graph
 from gems.graph.context import GemsContext
 from gems.graph.state import Budget, GemsOutput, Prices
-from gems.memory.embedder import MiniLM
 from gems.memory.image_store import ImageStore, read_metadata
+from gems.models.minilm import MiniLM
 from gems.nodes.retry import RETRY
 from gems.runs.threads import reopen_failed, run_thread
 

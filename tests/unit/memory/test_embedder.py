@@ -22,7 +22,9 @@ from servers.threaded import serving
 
 from gems.errors import BackendError, InputError
 from gems.memory import embedder as embedder_module
-from gems.memory.embedder import CachedEmbedder, MiniLM, embedder_fingerprint, init_embedder
+from gems.memory.embedder import CachedEmbedder, embedder_fingerprint, init_embedder
+from gems.models import minilm
+from gems.models.minilm import MiniLM
 
 
 class Provider(Embeddings):
@@ -284,7 +286,7 @@ def test_minilm_finds_similar_texts() -> None:
 
 
 def test_minilm_embeds_texts_of_like_length_together_and_keeps_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedder_module, "_BATCH", 3)
+    monkeypatch.setattr(minilm, "_BATCH", 3)
     model = MiniLM()
     texts = [("a cat " * count) + str(count) for count in (9, 1, 40, 2, 8, 39, 3)]
     batches: list[list[int]] = []
@@ -301,7 +303,7 @@ def test_minilm_embeds_texts_of_like_length_together_and_keeps_their_order(monke
 def test_minilm_gives_the_vectors_of_transformers_bit_by_bit() -> None:
     from transformers import AutoModel, AutoTokenizer
 
-    folder = embedder_module._model_folder()
+    folder = minilm._model_folder()
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
     texts = ["two red cars behind a dog", "Ein Bär, größer als ein Café! 日本語", "", "word " * 700, "[MASK]\n\tnaïve"]
     batch = tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt")

@@ -17,7 +17,7 @@ import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -35,7 +35,7 @@ from gems.models.pocket.grammar import Question, parse_prompt, parse_question, q
 from gems.models.pocket.scene import Scene, SceneSpec, layout
 from gems.models.pocket.vocabulary import ATTRIBUTES, NUMBER_WORDS, OBJECTS, PLURALS
 
-__all__ = ["ELEMENTS", "PocketChatModel"]
+__all__ = ["ELEMENTS", "REWRITES", "PocketChatModel", "Tags", "images_in", "seeded"]
 
 ELEMENTS: Final = ("exactly", "arrangement", "place", "places", "depth", "clauses", "sentence", "room", "plain")
 """The elements of a wording that a skill or an experience can teach this model. It uses those that a text names in
@@ -95,47 +95,85 @@ class PocketChatModel(BaseChatModel):
     ) -> ChatResult:
         descriptions = {tool["function"]["name"]: tool["function"].get("description", "") for tool in tools}
         text = "\n".join(_text(m) for m in messages)
-        tags = _Tags(text)
+        tags = Tags(text)
         if "Plan" in descriptions:
             calls = self._plan(tags, messages, descriptions)
         elif "Requirements" in descriptions:
-            calls = [("Requirements", _decompose(tags.prompt))]
+            calls = [("Requirements", self._decompose(tags.prompt))]
         elif "Verdicts" in descriptions:
-            calls = [("Verdicts", _verify(tags["questions"], _images(messages)))]
+            calls = [("Verdicts", self._verify(tags["questions"], images_in(messages)))]
         elif "Refinement" in descriptions:
-            calls = [("Refinement", _refine(tags))]
+            calls = [("Refinement", self._refine(tags))]
         elif "SkillDraft" in descriptions:
             calls = [("SkillDraft", _draft_skill(tags))]
         else:
             calls = []
         answer = AIMessage(
-            content="" if calls else SELF_DESCRIPTION,
+            content="" if calls else self._self_description,
             tool_calls=[
                 {"name": name, "args": args, "id": f"call_{uuid.uuid4().hex[:12]}", "type": "tool_call"}
                 for name, args in calls
             ],
             usage_metadata=_usage(text, json.dumps([args for _, args in calls])),
         )
-        if not calls and (one_word_question := _ONE_WORD.search(text)) and (images := _images(messages)):
-            answer = _answer_in_one_word(one_word_question["question"], images[-1], _usage(text, "one"))
+        if not calls and (one_word_question := _ONE_WORD.search(text)) and (images := images_in(messages)):
+            probabilities = self._alternatives(one_word_question["question"], images[-1])
+            answer = _answer_in_one_word(probabilities, _usage(text, "one"))
         return ChatResult(generations=[ChatGeneration(message=answer)])
 
+    _self_description: ClassVar[str] = (
+        "I am the GEMS pocket model. I plan, decompose, verify and refine prompts about 40 objects inside the GEMS "
+        "graph, and can do nothing else. Choose a real chat model with --mllm (or the context's mllm) for free "
+        "language."
+    )
+
     def _plan(
-        self, tags: _Tags, messages: Sequence[BaseMessage], descriptions: dict[str, str]
+        self, tags: Tags, messages: Sequence[BaseMessage], descriptions: dict[str, str]
     ) -> list[tuple[str, dict[str, Any]]]:
-        spec = parse_prompt(tags.prompt)
         skill_answers = [m for m in messages if isinstance(m, ToolMessage)]
         recalled_elements = _recall_wording(tags["memory"])
         # Skills cost a call, so they are skipped if a past run has already taught as much.
         fitting_skills = (
-            []
-            if skill_answers or recalled_elements >= _REWRITES[0]
-            else [name for name, description in descriptions.items() if _is_for(description, spec)]
+            [] if skill_answers or recalled_elements >= REWRITES[0] else self._fitting(tags.prompt, descriptions)
         )
         if fitting_skills:
             return [(name, {}) for name in fitting_skills]
         elements = _elements("\n".join(map(_text, skill_answers))) | recalled_elements
-        return [("Plan", {"prompt": _write_prompt(spec, elements, _rng(tags.prompt))})]
+        return [("Plan", {"prompt": self._write(tags.prompt, elements, tags.prompt)})]
+
+    def _fitting(self, prompt: str, descriptions: dict[str, str]) -> list[str]:
+        """The skills that apply to a prompt."""
+        spec = parse_prompt(prompt)
+        return [name for name, description in descriptions.items() if _is_for(description, spec)]
+
+    def _write(self, prompt: str, elements: set[str], seed: str) -> str:
+        """A draft for a prompt, worded with some elements; the same text is imagined by the same seed."""
+        return _write_prompt(parse_prompt(prompt), elements, seeded(seed))
+
+    def _decompose(self, prompt: str) -> dict[str, Any]:
+        questions = questions_of(parse_prompt(prompt))
+        return {"requirements": [{"question": text, "kind": question.kind} for text, question in questions]}
+
+    def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+        return _verify(questions, images)
+
+    def _alternatives(self, question: str, image: Image.Image) -> dict[str, float]:
+        """The answers to a question in one word, with their probabilities."""
+        return _alternatives(question, image)
+
+    def _refine(self, tags: Tags) -> dict[str, Any]:
+        """Reword the prompt differently at each try: another imagined scene, other elements."""
+        tries = len(tags["history"].splitlines())
+        elements = set(REWRITES[(tries - 1) % len(REWRITES)])
+        failed_questions = _FIX.findall(tags["best_attempt"])
+        kinds = list(dict.fromkeys(kind for kind, _ in failed_questions)) or ["nothing that I can see"]
+        so_far = "1 attempt" if tries == 1 else f"{tries} attempts"
+        wording = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
+        return {
+            "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {wording}.",
+            "strategy": "rewrite",
+            "prompt": self._write(tags.prompt, elements, f"{tags.prompt} {tries}"),
+        }
 
 
 def _is_for(description: str, spec: SceneSpec) -> bool:
@@ -144,16 +182,10 @@ def _is_for(description: str, spec: SceneSpec) -> bool:
     return any(phrase in purpose and applies(spec) for phrase, applies in _USES)
 
 
-SELF_DESCRIPTION: Final = (
-    "I am the GEMS pocket model. I plan, decompose, verify and refine prompts about 40 objects inside the GEMS graph, "
-    "and can do nothing else. Choose a real chat model with --mllm (or the context's mllm) for free language."
-)
-
-
 # --- reading messages -----------------------------------------------------------------------------------------------
 
 
-class _Tags:
+class Tags:
     """The fenced parts of a conversation, by tag; a missing part is empty."""
 
     def __init__(self, text: str) -> None:
@@ -164,6 +196,7 @@ class _Tags:
 
     @property
     def prompt(self) -> str:
+        """The user's prompt."""
         return self["user_prompt"]
 
 
@@ -171,7 +204,8 @@ def _text(message: BaseMessage) -> str:
     return str(message.text)
 
 
-def _images(messages: Sequence[BaseMessage]) -> list[Image.Image]:
+def images_in(messages: Sequence[BaseMessage]) -> list[Image.Image]:
+    """The images of a conversation, in order."""
     blocks = [b for m in messages if isinstance(m.content, list) for b in m.content if isinstance(b, dict)]
     pngs = [base64.b64decode(b["base64"]) for b in blocks if b.get("type") == "image" and "base64" in b]
     return [Image.open(io.BytesIO(png)).convert("RGB") for png in pngs]
@@ -183,7 +217,7 @@ def _usage(conversation: str, answer: str) -> UsageMetadata:
     return UsageMetadata(input_tokens=inputs, output_tokens=outputs, total_tokens=inputs + outputs)
 
 
-def _rng(text: str) -> np.random.Generator:
+def seeded(text: str) -> np.random.Generator:
     """A random generator seeded by a text, so that the same conversation gives the same answer."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
 
@@ -248,33 +282,12 @@ def _room(scene: Scene) -> float:
     return in_rows + min(item.size for item in scene.items)
 
 
-def _decompose(prompt: str) -> dict[str, Any]:
-    questions = questions_of(parse_prompt(prompt))
-    return {"requirements": [{"question": text, "kind": question.kind} for text, question in questions]}
-
-
 _FIX: Final = re.compile(r"^fix \((?P<kind>\w+), \w+\): (?P<question>[^?]*\?)", re.MULTILINE)
-_REWRITES: Final[tuple[frozenset[str], ...]] = (
+REWRITES: Final[tuple[frozenset[str], ...]] = (
     frozenset({"clauses", "place", "depth", "arrangement", "room"}),
     frozenset({"clauses", "place", "depth", "arrangement", "room", "exactly"}),
 )
 """Wordings to try in turn, starting with the one that helps most often."""
-
-
-def _refine(tags: _Tags) -> dict[str, Any]:
-    """Reword the prompt differently at each try: another imagined scene, other elements."""
-    spec = parse_prompt(tags.prompt)
-    tries = len(tags["history"].splitlines())
-    elements = set(_REWRITES[(tries - 1) % len(_REWRITES)])
-    failed_questions = _FIX.findall(tags["best_attempt"])
-    kinds = list(dict.fromkeys(kind for kind, _ in failed_questions)) or ["nothing that I can see"]
-    so_far = "1 attempt" if tries == 1 else f"{tries} attempts"
-    wording = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
-    return {
-        "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {wording}.",
-        "strategy": "rewrite",
-        "prompt": _write_prompt(spec, elements, _rng(f"{tags.prompt} {tries}")),
-    }
 
 
 # --- putting experience into words ----------------------------------------------------------------------------------
@@ -300,7 +313,7 @@ _ADVICE: Final = {
 }
 
 
-def _draft_skill(tags: _Tags) -> dict[str, Any]:
+def _draft_skill(tags: Tags) -> dict[str, Any]:
     """A skill that teaches the elements which most successful prompts use and most failed ones lack."""
     cases = [(m["before"] or m["prompt"], m["after"]) for m in _CASE.finditer(tags["evidence"])]
     kind = tags["kind"].strip()
@@ -353,19 +366,23 @@ _ONE_WORD: Final = re.compile(r"(?P<question>[^\n?]+\?) Answer in one word\.$")
 _HOW_MANY: Final = re.compile(r"How many (?P<things>.+) are in the image\?", re.IGNORECASE)
 
 
-def _answer_in_one_word(question: str, image: Image.Image, usage: UsageMetadata) -> AIMessage:
-    """Answer a visual question in one token, with the log-probabilities of all alternatives, as servers do."""
+def _alternatives(question: str, image: Image.Image) -> dict[str, float]:
     from gems.models.pocket.vision import look
 
     sight, how_many = look(image), _HOW_MANY.fullmatch(question)
     things = how_many["things"].lower() if how_many else ""
     if things in PLURALS:
         probabilities = {word: sight.p_count(PLURALS[things], n) for n, word in enumerate(NUMBER_WORDS, start=1)}
-        probabilities["other"] = max(0.0, 1 - sum(probabilities.values()))
-    elif meaning := parse_question(question):
+        return probabilities | {"other": max(0.0, 1 - sum(probabilities.values()))}
+    if meaning := parse_question(question):
         yes = _judge(sight, meaning, _numbers(sight, [meaning])[meaning.object])[0]
-        probabilities = {"Yes": yes, "No": 1 - yes}
-    else:
+        return {"Yes": yes, "No": 1 - yes}
+    return {}
+
+
+def _answer_in_one_word(probabilities: dict[str, float], usage: UsageMetadata) -> AIMessage:
+    """Answer a visual question in one token, with the log-probabilities of all alternatives, as servers do."""
+    if not probabilities:
         return AIMessage(content="Unknown", usage_metadata=usage)
     likeliest = sorted(probabilities, key=lambda word: -probabilities[word])
     tokens = [{"token": word, "logprob": math.log(max(probabilities[word], 1e-9))} for word in likeliest]

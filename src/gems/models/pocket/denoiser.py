@@ -72,28 +72,38 @@ class Denoiser(nn.Module):
         layers: Number of blocks.
         heads: Attention heads of ``width / heads`` channels.
         text_width: Channels of the text encoder's states.
+        slots: Number of slots.
+        slot_dim: Numbers of a slot.
     """
 
-    def __init__(self, width: int = 96, layers: int = 4, heads: int = 4, text_width: int = 96) -> None:
+    def __init__(
+        self,
+        width: int = 96,
+        layers: int = 4,
+        heads: int = 4,
+        text_width: int = 96,
+        slots: int = NUM_SLOTS,
+        slot_dim: int = SLOT_DIM,
+    ) -> None:
         super().__init__()
-        self.slot_in = nn.Linear(SLOT_DIM, width)
-        self.position = nn.Parameter(0.5 * torch.randn(NUM_SLOTS, width))
+        self.slot_in = nn.Linear(slot_dim, width)
+        self.position = nn.Parameter(0.5 * torch.randn(slots, width))
         self.time_in = nn.Sequential(nn.Linear(_TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(_Block(width, text_width, heads) for _ in range(layers))
         self.norm_out = nn.LayerNorm(width)
-        self.slot_out = nn.Linear(width, SLOT_DIM)
+        self.slot_out = nn.Linear(width, slot_dim)
 
     def forward(self, slots: Tensor, noise_level: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """Estimate the clean slots.
 
         Args:
-            slots: Noisy slots, (batch, NUM_SLOTS, SLOT_DIM).
+            slots: Noisy slots, (batch, slots, slot_dim).
             noise_level: s, (batch,).
             text: States of the text encoder, (batch, tokens, text_width).
             text_mask: True for real tokens, False for padding, (batch, tokens).
 
         Returns:
-            Clean slots, (batch, NUM_SLOTS, SLOT_DIM).
+            Clean slots, (batch, slots, slot_dim).
         """
         x = self.slot_in(slots) + self.position
         time = self.time_in(_time_features(noise_level)).unflatten(-1, (6, -1))

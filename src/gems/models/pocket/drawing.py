@@ -43,12 +43,14 @@ class Pictures:
 class Drawing:
     """The call of the pocket pipeline. A subclass has its parts."""
 
-    prompting: Final = GUIDE
+    prompting: ClassVar[str] = GUIDE
     """Instructions for chat models that write prompts for this pipeline."""
     objection = staticmethod(objection)
     """Why a prompt cannot be drawn, without loading the weights; see ``gems.models.pocket.guide``."""
     output: ClassVar[type] = Pictures
     """The class of the result."""
+    slot_shape: ClassVar[tuple[int, int]] = (NUM_SLOTS, SLOT_DIM)
+    """The slots of an image, and the numbers of a slot."""
     _callback_tensor_inputs: Final = ["slots"]
 
     text_encoder: Any
@@ -131,8 +133,12 @@ class Drawing:
         if unknown:
             raise ValueError(f"no tensors {sorted(unknown)} for callbacks, only {self._callback_tensor_inputs}")
         for prompt in prompts:
-            if fault := fault_of(self.words, prompt):
+            if fault := self._fault_of(prompt):
                 raise ValueError(fault)
+
+    def _fault_of(self, prompt: str) -> str:
+        """Why a prompt cannot be drawn; empty if it can."""
+        return fault_of(self.words, prompt)
 
     def _slots_to_keep(
         self, prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]
@@ -159,7 +165,7 @@ class Drawing:
         guided = guidance_scale != 1
         text, mask = self._encode([prompt, ""] if guided else [prompt])
         source = generator.device if generator else text.device  # the noise is the same on every device
-        shape = (1, NUM_SLOTS, SLOT_DIM)
+        shape = (1, *self.slot_shape)
         slots = torch.randn(shape, generator=generator, device=source, dtype=text.dtype).to(text.device)
         noise = slots
         self.scheduler.set_timesteps(steps, device=text.device)

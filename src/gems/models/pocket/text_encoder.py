@@ -76,11 +76,15 @@ class TextEncoder(nn.Module):
         self.encoder = nn.ModuleDict({"layers": layers})
         self.final_layer_norm = nn.LayerNorm(width)
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """The embeddings of tokens, before their positions are added."""
+        return self.embeddings["token_embedding"](ids)  # type: ignore[no-any-return]
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Encoded:
         """The states of the words of ids (batch, tokens), of which the mask (batch, tokens) is 0 for padding."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)
-        x = self.embeddings["token_embedding"](input_ids) + self.embeddings["position_embedding"](positions)
+        x = self.embed(input_ids) + self.embeddings["position_embedding"](positions)
         mask = None
         if not attention_mask.all():
             causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()

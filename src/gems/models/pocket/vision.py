@@ -31,8 +31,10 @@ __all__ = [
     "INPUT_SIZE",
     "Calibration",
     "Detection",
+    "Residual",
     "Sight",
     "VisionModel",
+    "conv",
     "look",
     "pixels",
     "pretrained",
@@ -90,21 +92,25 @@ class Detection:
 # --- the network ----------------------------------------------------------------------------------------------------
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """A convolution with batch normalisation and ReLU; with a stride, its patches do not overlap."""
     padding = kernel // 2 if stride == 1 else 0
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
     )
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions beside a straight way."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_conv(width, width, 3), nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+            *conv(width, width, 3), nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """The sum of both, rectified."""
         return torch.relu(x + self.body(x))
 
 
@@ -128,12 +134,12 @@ class VisionModel(nn.Module):
         fine, middle, coarse = widths
         self.widths, self.head_width = widths, head_width
         self.calibration = calibration or Calibration()
-        self.stem = nn.Sequential(nn.PixelUnshuffle(4), _conv(48, fine, 3), _Residual(fine))
-        self.middle = nn.Sequential(_conv(fine, middle, 2, 2), _Residual(middle), _Residual(middle))
-        self.coarse = nn.Sequential(_conv(middle, coarse, 2, 2), _Residual(coarse), _Residual(coarse))
+        self.stem = nn.Sequential(nn.PixelUnshuffle(4), conv(48, fine, 3), Residual(fine))
+        self.middle = nn.Sequential(conv(fine, middle, 2, 2), Residual(middle), Residual(middle))
+        self.coarse = nn.Sequential(conv(middle, coarse, 2, 2), Residual(coarse), Residual(coarse))
         self.up = nn.ConvTranspose2d(coarse, middle, 2, 2)
-        self.merge = _Residual(middle)
-        self.trunk = _conv(middle, head_width, 1)
+        self.merge = Residual(middle)
+        self.trunk = conv(middle, head_width, 1)
         self.heads = nn.Conv2d(head_width, sum(HEADS.values()), 1)
         with torch.no_grad():
             self.heads.bias[0] = -4.0  # type: ignore[index]  # centres are rare: start by expecting none

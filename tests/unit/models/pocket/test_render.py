@@ -5,8 +5,9 @@ import pytest
 from contact_sheet import scene_sheet
 from PIL import Image
 
-from gems.models.pocket.render import draw_scene, silhouette, sprite
+from gems.models.pocket.render import draw_scene
 from gems.models.pocket.scene import Item, layout, sample_spec
+from gems.models.pocket.sprites import silhouette, sprite
 from gems.models.pocket.vocabulary import ATTRIBUTES, OBJECTS
 
 CAR, ELEPHANT, BEAR = (next(i for i, w in enumerate(OBJECTS) if w.singular == s) for s in ("car", "elephant", "bear"))
@@ -25,7 +26,7 @@ def inside(obj, image, x, y, size):
     """The pixels of ``image`` well inside the shape of the thing, as an array (n, 3)."""
     side = round(size * image.width)
     left, top = round(x * image.width - side / 2), round(y * image.height - side / 2)
-    mask = np.asarray(silhouette(obj, side)) > 250
+    mask = np.asarray(silhouette(OBJECTS[obj].twemoji, side)) > 250
     return array(image.crop((left, top, left + side, top + side)))[mask]
 
 
@@ -100,19 +101,21 @@ def test_colors_are_the_colors_they_are_named_after():
 
 @pytest.mark.parametrize("obj", [CAR, ELEPHANT, BEAR])
 def test_attributes_differ_from_one_another_and_from_the_natural_look(obj):
-    looks = [array(sprite(obj, attribute))[..., :3] for attribute in range(len(ATTRIBUTES))]
-    body = array(sprite(obj, 0))[..., 3] > 250
+    looks = [
+        array(sprite(OBJECTS[obj].twemoji, ATTRIBUTES[attribute]))[..., :3] for attribute in range(len(ATTRIBUTES))
+    ]
+    body = array(sprite(OBJECTS[obj].twemoji, ""))[..., 3] > 250
     for a in range(len(looks)):
         for b in range(a):
             assert np.abs(looks[a] - looks[b])[body].mean() > 8, (ATTRIBUTES[a], ATTRIBUTES[b])
 
 
 def test_every_object_has_a_drawing_of_its_own():
-    assert len({sprite(obj, 0).tobytes() for obj in range(len(OBJECTS))}) == len(OBJECTS)
+    assert len({sprite(OBJECTS[obj].twemoji, "").tobytes() for obj in range(len(OBJECTS))}) == len(OBJECTS)
 
 
 def test_glass_lets_the_backdrop_through():
-    glass, middle = sprite(ELEPHANT, ATTRIBUTES.index("glass")), 224 // 2
+    glass, middle = sprite(OBJECTS[ELEPHANT].twemoji, "glass"), 224 // 2
     alpha = array(glass.getchannel("A"))
     assert np.median(alpha[middle - 20 : middle + 20, middle - 20 : middle + 20]) < 200
 
