@@ -46,6 +46,12 @@ class TestPocket(ChatConformance):
         return init_mllm("pocket")
 
 
+class TestOpen(ChatConformance):
+    @pytest.fixture
+    def model(self) -> BaseChatModel:
+        return init_mllm("open")
+
+
 @pytest.mark.slow
 class TestServer(ChatConformance):
     """Over HTTP: every way to request a structured answer, and servers that support only some of them."""

@@ -24,6 +24,20 @@ class TestPocket(GeneratorConformance):
             generator.generate([ImageRequest("a red dragon", 1)])
 
 
+class TestOpen(GeneratorConformance):
+    @pytest.fixture
+    def generator(self) -> ImageGenerator:
+        return init_image_generator("open")
+
+    @pytest.fixture
+    def prompts(self) -> tuple[str, str]:
+        return "two red dragons in the snow", 'an owl next to a sign that says "HELLO", at night'
+
+    def test_a_prompt_that_names_nothing_is_refused(self, generator: ImageGenerator) -> None:
+        with pytest.raises(InputError, match="names nothing"):
+            generator.generate([ImageRequest("freedom and justice", 1)])
+
+
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(InputError, match="pocket"):
         init_image_generator("stable-confusion")

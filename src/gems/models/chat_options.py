@@ -80,8 +80,8 @@ def chat_option_effects(
 
 def _refusal(name: str, model: BaseChatModel, option: str, value: Any) -> str:
     """Why a model does not honour an option that it would have to honour itself; empty if it does."""
-    if name == "pocket":
-        return f"the pocket chat model answers at once, by rules, and has no {option}; leave it out"
+    if name in ("pocket", "open"):
+        return f"the {name} chat model answers at once, by rules, and has no {option}; leave it out"
     if is_code(name):
         return ""  # its factory was called with the options, and refuses what it cannot honour
     if name.startswith("transformers:"):
@@ -129,7 +129,7 @@ def _shown(value: Any) -> str:
 def _methods(name: str, model: BaseChatModel) -> list[str]:
     """The ways in which a model can be asked for structured answers, by its class."""
     kind, methods = type(model), ["text"]
-    if name == "pocket":
+    if name in ("pocket", "open"):
         return ["tool"]
     if kind.with_structured_output is not BaseChatModel.with_structured_output:
         methods += ["json_schema", "json_mode"]

@@ -31,13 +31,14 @@ __all__ = [
 ]
 
 CHAT_FORMS: Final = (
-    "pocket, transformers:FOLDER_OR_REPO[@REVISION], python:MODULE:FACTORY, or PROVIDER:MODEL such as openai:gpt-5"
+    "pocket, open, transformers:FOLDER_OR_REPO[@REVISION], python:MODULE:FACTORY, or PROVIDER:MODEL such as "
+    "openai:gpt-5"
 )
 """The names that ``init_mllm`` understands."""
 
 FORMS: Final = (
-    "pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], diffusers:FILE.safetensors, openai:MODEL, http:URL, "
-    "comfyui:URL or python:MODULE:FACTORY"
+    "pocket, pocket-large, open, diffusers:FOLDER_OR_REPO[@REVISION], diffusers:FILE.safetensors, openai:MODEL, "
+    "http:URL, comfyui:URL or python:MODULE:FACTORY"
 )
 """The names that ``init_image_generator`` understands."""
 
@@ -61,7 +62,12 @@ def check_chat_name(name: str, options: ChatOptions = _CHAT_DEFAULTS) -> None:
         InputError: No chat model can have this name.
     """
     kind, _, model = name.partition(":")
-    if name == "pocket" or is_code(name) or (kind in ("transformers", "openai") and model) or options.base_url:
+    if (
+        name in ("pocket", "open")
+        or is_code(name)
+        or (kind in ("transformers", "openai") and model)
+        or options.base_url
+    ):
         return
     from gems.models.servers.providers import is_of_provider
 
@@ -79,7 +85,7 @@ def check_generator_name(name: str) -> None:
         InputError: No image generator can have this name.
     """
     kind, _, where = name.partition(":")
-    if name not in POCKET and not is_code(name) and not (kind in ("diffusers", *_SERVERS) and where):
+    if name not in (*POCKET, "open") and not is_code(name) and not (kind in ("diffusers", *_SERVERS) and where):
         raise InputError(f"unknown image generator {name!r}; give {FORMS}")
 
 
@@ -123,6 +129,10 @@ def _chat_model(name: str, options: ChatOptions, may_download: bool) -> BaseChat
         from gems.models.pocket.chat import PocketChatModel
 
         return PocketChatModel()
+    if name == "open":
+        from gems.models.open.chat import OpenChatModel
+
+        return OpenChatModel()
     if kind == "transformers" and model:
         from gems.models.transformers.chat import init_transformers_chat
 
@@ -175,6 +185,12 @@ def _image_generator(name: str, options: GeneratorOptions, may_download: bool) -
 
         folder = weights_folder(POCKET[name])
         return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.light")
+    if name == "open":
+        from gems.models.diffusers.backend import DiffusersGenerator
+        from gems.models.open.weights import GENERATOR, open_weights
+
+        folder = open_weights(GENERATOR)
+        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.open.open_pipeline")
     if kind == "diffusers":
         from gems.models.diffusers.backend import DiffusersGenerator
 

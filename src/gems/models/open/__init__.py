@@ -1,0 +1,1 @@
+"""The open models: embedded models that draw and see almost any simple scene."""

@@ -1,0 +1,276 @@
+"""The open chat model: language by tables, sight by the open vision model, behind LangChain's chat interface.
+
+It makes the structured calls and tool calls of any chat model for prompts in any language that it has a table for. Its
+drafts are in English.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from PIL import Image
+
+from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, noun_of, terse
+from gems.models.open.neighbours import nearest_thing
+from gems.models.open.questions import VERBS, Question, Who, parse_question, questions_of
+from gems.models.open.stage import Scene, layout, place_of
+from gems.models.open.things import LOOK_NAMES, THINGS
+from gems.models.open.weights import VISION, open_weights
+from gems.models.open.wish import Wish
+from gems.models.open.wish_reading import Reading, read
+from gems.models.pocket.chat import PocketChatModel, seeded
+from gems.models.pocket.weights import folder_fingerprint
+
+__all__ = ["OpenChatModel", "judge_all"]
+
+_USES: Final[tuple[tuple[str, Callable[[Wish], bool]], ...]] = (
+    ("a definite number of things", lambda wish: any(g.count > 1 for g in wish.groups)),
+    ("each have a colour, material or pattern", lambda wish: sum(g.look > 0 for g in wish.groups) > 1),
+    ("a thing has a colour, material or pattern", lambda wish: any(g.look > 0 for g in wish.groups)),
+    ("things in relation to each other", lambda wish: bool(wish.relations)),
+    ("names two or more groups", lambda wish: len(wish.groups) > 1),
+    ("something must not be there", lambda wish: bool(wish.absent)),
+    ("a text is written", lambda wish: any(g.text for g in wish.groups)),
+    ("names any thing", lambda _: True),
+)
+"""What this model understands of a skill's description: each phrase, and whether it applies to a wish."""
+
+_KINDS: Final = {"size": "attribute", "place": "position", "background": "other", "absent": "other"}
+"""The kinds of requirements for kinds of questions that have no name of their own there."""
+
+
+class OpenChatModel(PocketChatModel):
+    """A chat model that needs no network, no key and no GPU, and knows almost any simple scene."""
+
+    _self_description: ClassVar[str] = (
+        f"I am the GEMS open model. I plan, decompose, verify and refine prompts about {len(THINGS)} things inside the "
+        "GEMS graph, and can do nothing else. Choose a real chat model with --mllm (or the context's mllm) for free "
+        "language."
+    )
+
+    @property
+    def _llm_type(self) -> str:
+        return "gems-open"
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the vision model's weights; the language part has none."""
+        return folder_fingerprint(open_weights(VISION))
+
+    def load(self) -> None:
+        """Load the vision model now instead of at the first image."""
+        from gems.models.open.eyes import pretrained
+
+        pretrained()
+
+    def _fitting(self, prompt: str, descriptions: dict[str, str]) -> list[str]:
+        wish = _read(prompt).wish
+        purposes = {name: description.partition(" Not ")[0] for name, description in descriptions.items()}
+        return [
+            name
+            for name, text in purposes.items()
+            if any(phrase in text and applies(wish) for phrase, applies in _USES)
+        ]
+
+    def _write(self, prompt: str, elements: set[str], seed: str) -> str:
+        return _draft(_read(prompt).wish, elements, seeded(seed))
+
+    def _decompose(self, prompt: str) -> dict[str, Any]:
+        reading = _read(prompt)
+        items: list[dict[str, Any]] = [
+            {"question": text, "kind": _kind_of(question)} for text, question in questions_of(reading.wish)
+        ]
+        undrawn = [*(word for word, _ in reading.stand_ins), *reading.missing]
+        items += [
+            {"question": f"Is there really {_indefinite(word)} in the image?", "kind": "object", "words": word}
+            for word in undrawn
+        ]
+        return {"requirements": items}
+
+    def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
+        if not images:
+            return {
+                "verdicts": [_unsure(line.partition(":")[0], "no image was shown") for line in questions.splitlines()]
+            }
+        from gems.models.open.eyes import pretrained
+
+        meanings = {
+            name: parse_question(text) for name, _, text in (line.partition(":") for line in questions.splitlines())
+        }
+        understood = {name: question for name, question in meanings.items() if question}
+        answers = dict(
+            zip(understood, judge_all(pretrained().look(images[-1]), list(understood.values())), strict=True)
+        )
+        return {"verdicts": [_verdict(name, answers.get(name)) for name in meanings]}
+
+    def _alternatives(self, question: str, image: Image.Image) -> dict[str, float]:
+        from gems.models.open.eyes import pretrained
+
+        sight = pretrained().look(image)
+        if match := _HOW_MANY.fullmatch(question):
+            counted = parse_question(f"Are there any {match['things']} in the image?")
+            if counted is None:
+                return {}
+            probabilities = {word: sight.p_count(counted.who, n) for n, word in enumerate(NUMBERS, start=1)}
+            return probabilities | {"other": max(0.0, 1 - sum(probabilities.values()))}
+        meaning = parse_question(question)
+        if meaning is None:
+            return {}
+        yes = judge_all(sight, [meaning])[0][0]
+        return {"Yes": yes, "No": 1 - yes}
+
+
+_HOW_MANY: Final = re.compile(r"How many (?P<things>.+) are in the image\?", re.IGNORECASE)
+
+
+def _read(prompt: str) -> Reading:
+    return read(prompt, nearest_thing)
+
+
+def _indefinite(word: str) -> str:
+    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
+def _kind_of(question: Question) -> str:
+    if question.kind == "relation":
+        return "verb" if question.name in VERBS else "position"
+    return _KINDS.get(question.kind, question.kind)
+
+
+# --- writing drafts -------------------------------------------------------------------------------------------------
+
+
+def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
+    """Word a wish with the given elements; without any, as one plain sentence.
+
+    To name a place or an arrangement, the model imagines a scene that fits the wish and describes it.
+    """
+    sentence = terse(wish)
+    if not elements or "plain" in elements or not wish.groups:
+        return sentence
+    scene = max((layout(wish, rng) for _ in range(_IMAGINED_SCENES if "room" in elements else 1)), key=_room)
+    clauses = [
+        clause(
+            group,
+            count=len(members),
+            arrangement=arrangement if "arrangement" in elements else "",
+            place=place_of(members) if "place" in elements else "",
+            places=[place_of([i]) for i in members] if "places" in elements and 1 < len(members) < 6 else (),
+            depth=depth_of(members) if "depth" in elements else "",
+            exactly="exactly" in elements,
+        )
+        for group, members, arrangement in zip(scene.wish.groups, scene.members, scene.arrangements, strict=True)
+    ]
+    if wish.background:
+        clauses.append(BACKGROUND_PHRASES[wish.background])
+    text = "; ".join(clauses)
+    return f"{terse(wish, absent=False)}: {text}" if "sentence" in elements else text
+
+
+_IMAGINED_SCENES: Final = 6
+
+
+def _room(scene: Scene) -> float:
+    """How easily things in a scene can be told apart: all relations kept, groups in rows, and no small things."""
+    in_rows = sum(arrangement in ("", "in a row", "in two rows") for arrangement in scene.arrangements)
+    return 3 * len(scene.wish.relations) + in_rows + min(item.size for item in scene.items)
+
+
+# --- looking at images ----------------------------------------------------------------------------------------------
+
+_PRIOR_ODDS: Final = 5.0
+"""Prior odds of the number in the question: the image was made to show it, and sight alone takes things that overlap
+for one."""
+
+_POSITIVE: Final = ("object", "count", "attribute", "size", "place", "relation", "text")
+"""The kinds of questions about what the image was made to show."""
+
+_Numbers = dict[Who, int | None]
+
+
+def _unsure(name: str, reason: str) -> dict[str, Any]:
+    return {"id": name, "answer": "unsure", "confidence": 0.0, "reason": reason}
+
+
+def _verdict(name: str, answer: tuple[float, str] | None) -> dict[str, Any]:
+    if answer is None:
+        return _unsure(name, "outside what the open models know")
+    probability, reason = answer
+    yes = probability >= 0.5
+    confidence = round(probability if yes else 1 - probability, 3)
+    return {"id": name, "answer": "yes" if yes else "no", "confidence": confidence, "reason": reason}
+
+
+def _numbers(sight: Any, questions: Sequence[Question]) -> _Numbers:
+    """How many things of each kind there are, as far as the answers to all of these questions will agree on it.
+
+    None: the likeliest number is one that was asked for, and yet too unlikely for a yes.
+    """
+    numbers: _Numbers = {}
+    for who in {question.who for question in questions if question.who.thing >= 0}:
+        counts = {q.count for q in questions if q.kind == "count" and q.who == who and not q.more}
+        likeliest = max(sorted(counts), key=lambda n: _p_number(sight, who, n), default=None)
+        if likeliest is not None and _p_number(sight, who, likeliest) >= 0.5:
+            numbers[who] = likeliest
+        else:
+            count = int(sight.counts(who).argmax())
+            count = max(1, count) if sight.p_any(who) >= 0.5 else 0
+            numbers[who] = None if count in counts else count
+    return numbers
+
+
+def _p_number(sight: Any, who: Who, n: int) -> float:
+    """The probability that there are exactly ``n``, given that the image was made to show as many."""
+    p, p_any = sight.p_count(who, n), sight.p_any(who)
+    odds = _PRIOR_ODDS * p
+    p = odds / (odds + 1 - p)
+    return float(min(p, p_any) if n and p_any < 0.5 else p)
+
+
+def judge_all(sight: Any, questions: Sequence[Question]) -> list[tuple[float, str]]:
+    """The probability of yes to each of some questions about one image, and what was seen."""
+    sight = sight.expecting({who.thing for q in questions if q.kind in _POSITIVE for who in (q.who, *q.partners)})
+    numbers = _numbers(sight, questions)
+    return [_judge(sight, question, numbers) for question in questions]
+
+
+def _judge(sight: Any, question: Question, numbers: _Numbers) -> tuple[float, str]:
+    """The probability of yes, and a short description of what was seen."""
+    who, number = question.who, numbers.get(question.who)
+    things = f"{_seen(number, who)} seen" if who.thing >= 0 else ""
+    match question.kind:
+        case "object":
+            return sight.p_any(who), things
+        case "count" if question.more:
+            return sight.p_count(who, question.count, more=True), things
+        case "count":
+            p = _p_number(sight, who, question.count)
+            if number is not None and number != question.count:  # there is only one number
+                p = min(p, 1 - _p_number(sight, who, number))
+            return p, things if number is not None else f"{things}, but it is unclear how many"
+        case "attribute":
+            looks = sorted({LOOK_NAMES[item.look] or "plain" for item in sight.items(who)})
+            return sight.p_look(who, question.look), things + (f", {' and '.join(looks)}" if looks else "")
+        case "size":
+            return sight.p_size(who, question.name), things
+        case "place":
+            return sight.p_place(who, question.name), things
+        case "relation":
+            return sight.p_relation(question), things
+        case "background":
+            likeliest = max(BACKGROUND_PHRASES, key=sight.p_background)
+            return sight.p_background(question.name), f"set {BACKGROUND_PHRASES[likeliest]}"
+        case "absent":
+            return 1 - sight.p_any(who), things
+        case "text":
+            text = sight.text[0]
+            return sight.p_text(who, question.name), f'it says "{text}"' if text else "no text seen"
+
+
+def _seen(n: int | None, who: Who) -> str:
+    if n is None:
+        return noun_of(who.thing, 2)
+    return f"{NUMBERS[n - 1] if 1 <= n <= len(NUMBERS) else n or 'no'} {noun_of(who.thing, n)}"

@@ -1,0 +1,287 @@
+"""Reads prompts as people write them, in any language there is a table for, into wishes.
+
+It reads left to right with a cursor: numbers, looks and sizes wait for their noun, a relation for its second group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from gems.errors import InputError
+from gems.languages import fold
+from gems.models.open.phrasebook import TONGUES, Match, Meaning, Phrasebook, phrasebook
+from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES, MAX_COUNT
+from gems.models.open.tokens import quoted
+from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Sketch, Waiting, quantity
+
+__all__ = ["Reading", "language_of_prompt", "read"]
+
+
+def language_of_prompt(text: str) -> Phrasebook:
+    """The phrasebook that knows the most of a prompt's words; English unless another knows clearly more."""
+    codes = _likely(text)
+    shares = {}
+    for code in codes:
+        shares[code] = _share_of(text, phrasebook(code))
+        if code == "en" and shares[code] == 1:
+            break
+    best = max(shares, key=lambda code: shares[code] + (0.2 if code == "en" else 0.0))
+    return phrasebook(best)
+
+
+def _share_of(text: str, book: Phrasebook) -> float:
+    """The share of a text's letters that a table knows; words that are only known by their stem count by half."""
+    matches = [m for m in book.matches(text) if m.text != ","]
+    letters = sum(len(m.text) * (1.0 if m.is_exact else 0.5) for m in matches if m.meanings)
+    return letters / max(1, sum(len(m.text) for m in matches))
+
+
+_SCRIPTS: Final = (
+    (re.compile("[\u3040-\u30ff]"), ("ja",)),
+    (re.compile("[\uac00-\ud7a3]"), ("ko",)),
+    (re.compile("[\u4e00-\u9fff]"), ("zh", "ja")),
+    (re.compile("[\u0400-\u04ff]"), ("ru",)),
+)
+
+
+def _likely(text: str) -> Sequence[str]:
+    for script, codes in _SCRIPTS:
+        if script.search(text):
+            return codes
+    return [code for code in TONGUES if code not in ("ru", "zh", "ja", "ko")]
+
+
+def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
+    """Read a prompt.
+
+    Args:
+        prompt: What a user wrote.
+        neighbour: Finds the thing that an unknown English noun is nearest to; without it unknown nouns are errors.
+
+    Raises:
+        InputError: A noun is unknown, or more is asked for than the models can draw; the message says what to do.
+    """
+    bare, texts = quoted(prompt)
+    book = language_of_prompt(bare)
+    reader = _Reader(book, book.matches(bare), texts, neighbour if book.language == "en" else None)
+    return reader.walk()
+
+
+class _Reader(Sketch):
+    """The cursor over a prompt's phrases."""
+
+    def __init__(
+        self, book: Phrasebook, matches: Sequence[Match], texts: list[str], neighbour: Neighbour | None
+    ) -> None:
+        super().__init__(book, texts, neighbour)
+        self.matches, self.position = matches, 0
+
+    def walk(self) -> Reading:
+        """Read to the end."""
+        for match in self.matches:
+            self._take(match)
+            self.position += 1
+        return self.reading()
+
+    def _take(self, match: Match) -> None:
+        meaning = self._choose(match)
+        if meaning is None:
+            self._take_unknown(match.text)
+            return
+        getattr(self, f"_take_{meaning.kind}")(meaning, match)
+
+    def _choose(self, match: Match) -> Meaning | None:
+        """The meaning that fits where the phrase stands: a look before or after its noun, otherwise a thing."""
+        if match.text.isdecimal() and not match.meanings:
+            return Meaning("number", match.text)
+        if not match.meanings:
+            return None
+        look, thing = match.of("look"), match.of("thing")
+        if look and thing:
+            return (
+                look if self._noun_follows() or (self._noun_precedes() and self.book.adjectives != "before") else thing
+            )
+        place, relation = match.of("place"), match.of("relation")
+        if place and relation:
+            return relation if self._group_follows() else place
+        background = match.of("background")
+        if background and thing:
+            return thing if self.waiting.number not in ("", "1") or self._noun_precedes() else background
+        number, word = match.of("number"), match.of("word")
+        if number and word:
+            return number if self._group_follows() else word
+        return match.meanings[0]
+
+    def _next_matches(self) -> Sequence[Match]:
+        return self.matches[self.position + 1 :]
+
+    def _noun_follows(self) -> bool:
+        """Whether the next phrase that is not a look or a size is a noun."""
+        names_thing = False
+        for match in self._next_matches():
+            if match.of("thing") and not match.of("look"):
+                return True
+            if not (match.of("look") or match.of("size")):
+                return names_thing or (not match.meanings and not self.waiting.is_empty)
+            names_thing = match.of("thing") is not None  # "an orange orange"
+        return names_thing
+
+    def _noun_precedes(self) -> bool:
+        return bool(self.groups) and not self.is_separated and self.waiting.is_empty
+
+    def _group_follows(self) -> bool:
+        """Whether a noun comes before the next comma."""
+        for match in self._next_matches():
+            if match.of("thing") or match.of("background"):
+                return True
+            if match.text == "," or match.of("word"):
+                return False
+        return False
+
+    def _group_follows_soon(self) -> bool:
+        """Whether a noun comes next, adjectives and particles aside."""
+        for match in self._next_matches():
+            if match.of("thing"):
+                return True
+            if not (match.of("look") or match.of("size") or match.of("word")):
+                return False
+        return False
+
+    def another_follows(self) -> bool:
+        """Whether "and" comes next, and a noun after it."""
+        following = [match for match in self._next_matches() if not match.of("place")]
+        return bool(following) and following[0].of("word") is not None and any(m.of("thing") for m in following[1:5])
+
+    # --- what each kind of meaning does
+
+    def _take_number(self, meaning: Meaning, match: Match) -> None:
+        self.end_phrase()
+        if meaning.value.isdecimal() and int(meaning.value) > MAX_COUNT:
+            raise InputError(f"{match.text}: the open models count to twelve; {HINT}")
+        if self._noun_precedes() and self.book.language in _COUNTING_AFTER and not self._group_follows_soon():
+            draft = self.groups[-1]
+            draft.count, draft.more = quantity(meaning.value)
+            return
+        self.waiting.number, self.number_text = meaning.value, fold(match.text)
+
+    number_text = ""
+    """The number as it was written."""
+
+    def _take_look(self, meaning: Meaning, match: Match) -> None:
+        look = LOOK_NAMES.index(meaning.value)
+        if self._belongs_to_last() and not self.groups[-1].look:
+            self.groups[-1].look = look
+        else:
+            self.waiting.look = look
+
+    def _take_size(self, meaning: Meaning, match: Match) -> None:
+        if self._belongs_to_last() and not self.groups[-1].size:
+            self.groups[-1].size = meaning.value
+        else:
+            self.waiting.size = meaning.value
+
+    def _belongs_to_last(self) -> bool:
+        """Whether an adjective here is about the noun before it."""
+        if not self._noun_precedes():
+            return False
+        return self.book.adjectives != "before" or not self._noun_follows()
+
+    def _take_place(self, meaning: Meaning, match: Match) -> None:
+        self.end_phrase()
+        if meaning.value in DEPTHS and self.is_separated and not self.groups:
+            return
+        if self.groups and not self.is_separated:
+            self.groups[-1].place = meaning.value
+        else:
+            self.waiting.place = meaning.value
+
+    def _take_background(self, meaning: Meaning, match: Match) -> None:
+        self.left_out += self.waiting.unknown
+        self.waiting.unknown = []
+        if self.background not in ("", meaning.value):
+            self.left_out.append(match.text)
+        self.background = self.background or meaning.value
+        self.relation, self.waiting = None, Waiting(place=self.waiting.place)
+
+    def _take_relation(self, meaning: Meaning, match: Match) -> None:
+        self.end_phrase()
+        if not self.groups:
+            if meaning.value not in ("in", "on", "holding"):
+                self.relation = None
+            return
+        if self.book.relations == "after" and not self._stands_between(match):
+            b = len(self.groups) - 1
+            free = b > 0 and not self.is_apart and not any(r.a == b - 1 for r in self.relations)
+            if free:
+                self.relate(meaning.value, b - 1, b)
+            else:
+                self.relation = (meaning.value, -1 - b)
+        else:
+            self.relation = (meaning.value, len(self.groups) - 1)
+        self.is_separated = True
+
+    def _stands_between(self, match: Match) -> bool:
+        """Chinese puts places after the second thing, and verbs between the two."""
+        return self.book.language == "zh" and match.text[0] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
+
+    def _take_word(self, meaning: Meaning, match: Match) -> None:
+        match_kind = meaning.value
+        if match_kind == "ignore" or match_kind == "there":
+            return
+        if match_kind == "no":
+            self.end_phrase()
+            self._take_no()
+        elif match_kind in ("and", "with"):
+            if self.relation and self.relation[0] == "between" and self.relation[1] >= 0:
+                return
+            self.end_phrase()
+            self.said_with = match_kind == "with"
+            self.is_separated = True
+            if match_kind == "and" and match.text == ",":
+                self.relation = None
+
+    def _take_no(self) -> None:
+        """A negation before its noun, or after it in languages that put it there."""
+        if self._group_follows() or not self.groups or self.book.relations == "between":
+            self.is_negated = True
+        else:
+            draft = self.groups.pop()
+            self.absent.append(draft.thing)
+            self.relations = [r for r in self.relations if max(r.a, r.b, r.c) < len(self.groups)]
+
+    def _take_thing(self, meaning: Meaning, match: Match) -> None:
+        thing = INDEX[meaning.value]
+        if (
+            self.waiting.number == "2"
+            and self.number_text.startswith(("a pair", "pair"))
+            and "pair of" in meaning.value
+        ):
+            self.waiting.number = "1"
+        if self._is_modifier(match):
+            self.left_out.append(match.text)
+            return
+        if meaning.is_stand_in:
+            self.stand_ins.append((match.text, meaning.value))
+        # In Russian and Polish the genitive of one is often written as the plural.
+        is_genitive = self.book.language in ("ru", "pl") and self.relation is not None
+        self.add(thing, plural=meaning.is_plural and not is_genitive)
+
+    def _is_modifier(self, match: Match) -> bool:
+        """Whether a noun only says what kind of thing the next noun is: "toy cars"."""
+        following = next(iter(self._next_matches()), None)
+        return (
+            self.book.language in ("en", "de", "nl")
+            and following is not None
+            and following.of("thing") is not None
+            and not any(m.kind in ("look", "word", "number") for m in following.meanings)
+            and not (match.of("thing") or Meaning("", "")).is_plural
+        )
+
+    def _take_unknown(self, word: str) -> None:
+        self.waiting.unknown.append(word)
+
+
+_COUNTING_AFTER: Final = ("ja", "ko", "zh")
+"""Languages that also say a number after its noun."""

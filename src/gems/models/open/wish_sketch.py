@@ -1,0 +1,284 @@
+"""A wish while its prompt is read: what waits for its noun, the groups so far, and what cannot be drawn.
+
+What is not understood is never passed over in silence: a noun that no table has is drawn as its nearest neighbour, if
+that is near enough; another is not drawn, and other words are left out. Each is a note for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from gems.errors import InputError
+from gems.models.open.draft_wording import noun_of
+from gems.models.open.phrasebook import Phrasebook
+from gems.models.open.slots import writable
+from gems.models.open.stage import CARRIERS, MAX_THINGS
+from gems.models.open.things import INDEX, THINGS
+from gems.models.open.wish import Group, Relation, Wish
+from gems.models.pocket.vocabulary import with_near_words
+
+__all__ = ["HINT", "Draft", "Neighbour", "Reading", "Sketch", "Waiting", "quantity"]
+
+MAX_GROUPS: Final = 5
+
+Neighbour = Callable[[str], str | None]
+"""The name of the thing that is nearest in meaning to an unknown noun; None if none is near enough."""
+
+HINT: Final = "for free language choose real models with --mllm and --generator"
+
+
+class Reading(NamedTuple):
+    """A prompt that was read.
+
+    Attributes:
+        wish: What it asks for.
+        stand_ins: Nouns that are drawn as something else: pairs of the user's word and the thing's name.
+        missing: Nouns that are not drawn.
+        left_out: Words that mean nothing to the models.
+        language: The code of the language.
+    """
+
+    wish: Wish
+    stand_ins: tuple[tuple[str, str], ...] = ()
+    missing: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    language: str = "en"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know."""
+        stand_ins = [f"{word!r} is drawn as {_a(name)}" for word, name in self.stand_ins]
+        missing = [f"not drawn: {', '.join(self.missing)}"] if self.missing else []
+        return (*stand_ins, *missing, *([f"left out: {', '.join(self.left_out)}"] if self.left_out else []))
+
+
+def _a(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+@dataclass
+class Draft:
+    """A group that is being read, and whether its number was said."""
+
+    thing: int
+    count: int = 1
+    more: bool = False
+    look: int = 0
+    size: str = ""
+    place: str = ""
+    text: str = ""
+
+    def group(self) -> Group:
+        """The group, once it is complete."""
+        return Group(self.thing, self.count, self.more, self.look, self.size, self.place, self.text)
+
+
+@dataclass
+class Waiting:
+    """What was read before its noun."""
+
+    number: str = ""
+    look: int = 0
+    size: str = ""
+    place: str = ""
+    unknown: list[str] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits that a noun would take."""
+        return not (self.number or self.look or self.size)
+
+
+class Sketch:
+    """A wish that grows as its prompt is read: its groups, and what was read before its noun.
+
+    Args:
+        book: The words of the prompt's language.
+        texts: The prompt's quoted parts.
+        neighbour: Finds the thing that an unknown noun is nearest to.
+    """
+
+    def __init__(self, book: Phrasebook, texts: list[str], neighbour: Neighbour | None) -> None:
+        self.book, self.texts, self.neighbour = book, texts, neighbour
+        self.groups: list[Draft] = []
+        self.relations: list[Relation] = []
+        self.background = ""
+        self.absent: list[int] = []
+        self.stand_ins: list[tuple[str, str]] = []
+        self.missing: list[str] = []
+        self.left_out: list[str] = []
+        self.waiting = Waiting()
+        self.relation: tuple[str, int] | None = None
+        """A relation, and the group before it. In languages that put relations after their second group, it may be that
+        the first group is still to come: then the number is -1 less the index of the second."""
+        self.is_negated = False
+        self.is_separated = True
+        """Whether a comma, an "and" or a relation stands between the last group and the cursor."""
+        self.is_apart = False
+        """Whether an "and" or a comma stands between the last two groups."""
+        self.said_with = False
+
+    def reading(self) -> Reading:
+        """What has been read, at the end of the prompt.
+
+        Raises:
+            InputError: It is nothing, too much, or contradicts itself.
+        """
+        self.end_phrase()
+        self._write()
+        wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, tuple(self.absent))
+        self._check(wish)
+        left_out, missing = (tuple(dict.fromkeys(words)) for words in (self.left_out, self.missing))
+        return Reading(wish, tuple(self.stand_ins), missing, left_out, self.book.language)
+
+    def end_phrase(self) -> None:
+        """Settle words that no table has: a noun, if something waits for one; otherwise they are left out."""
+        unknown, self.waiting.unknown = self.waiting.unknown, []
+        if not unknown:
+            if (
+                not self.waiting.is_empty
+                and (self.waiting.look or self.waiting.size)
+                and self.groups
+                and not self.waiting.number
+            ):
+                self.groups[-1].look = self.groups[-1].look or self.waiting.look
+                self.groups[-1].size = self.groups[-1].size or self.waiting.size
+                self.waiting = Waiting(place=self.waiting.place)
+            return
+        is_awaited = not self.waiting.is_empty or self.relation is not None or self.is_negated or self.said_with
+        is_noun = is_awaited or (self.is_separated and _is_plural(unknown[-1]))
+        if (self.groups or self.background) and (not is_noun or _is_participle(unknown[-1])):
+            self.left_out += unknown
+            return
+        self._add_unknown(unknown)
+
+    def _add_unknown(self, words: list[str]) -> None:
+        """Draw the nearest thing for an unknown noun; without one, the wish lacks it, and is nothing if that is all."""
+        name = self.neighbour(" ".join(words)) if self.neighbour else None
+        if name is None and len(words) > 1 and self.neighbour:
+            name = self.neighbour(words[-1])
+        if name is not None:
+            self.stand_ins.append((" ".join(words), name))
+            self.add(INDEX[name], plural=_is_plural(words[-1]))
+        elif self.groups or self.background or self.is_negated:
+            self.missing.append(" ".join(words))
+            self.relation, self.waiting, self.is_negated, self.said_with = None, Waiting(), False, False
+            self.is_separated = True
+        else:
+            things = with_near_words([" ".join(words)], self.book.words_of("thing"))
+            raise InputError(f"unknown thing {things}; the open models draw {len(THINGS)} things; {HINT}")
+
+    def add(self, thing: int, *, plural: bool) -> None:
+        """Begin a group of what waits for its noun."""
+        waiting, self.waiting = self.waiting, Waiting()
+        self.left_out += waiting.unknown
+        if self.is_negated:
+            self.is_negated = False
+            self.absent.append(thing)
+            self.is_separated = False
+            return
+        number = waiting.number or ("some" if plural else "1")
+        count, more = quantity(number)
+        self.groups.append(Draft(thing, count, more, waiting.look, waiting.size, waiting.place))
+        last = len(self.groups) - 1
+        self.is_apart = self.is_separated and self.relation is None
+        if self.relation is not None:
+            self._join(last)
+        elif self.said_with and last and self._can_hold(last - 1, last):
+            self.relate("holding", last - 1, last)
+        self.said_with = False
+        self.is_separated = False
+
+    def another_follows(self) -> bool:
+        """Whether "and" and a noun come next; whoever reads knows."""
+        raise NotImplementedError
+
+    def _join(self, last: int) -> None:
+        assert self.relation is not None
+        name, first = self.relation
+        if name == "between" and first >= 0:
+            if last - first == 2:
+                self.relations.append(Relation("between", first, last - 1, last))
+                self.relation = None
+            elif self.groups[last].count == 2 and not self.another_follows():
+                self.relate("in front of", first, last)
+                self.relation = None
+            return
+        if first < 0:
+            self.relate(name, last, -1 - first)
+        else:
+            self.relate(name, first, last)
+        self.relation = None
+
+    def relate(self, name: str, a: int, b: int) -> None:
+        """Relate two groups, by a relation that so many things can be in."""
+        first, second = self.groups[a], self.groups[b]
+        if name == "around" and (first.count < 3 or second.count > 2):
+            name = "next to"
+        if name in ("on", "in") and first.count > 3 * second.count:
+            name = "on top of" if name == "on" else "next to"
+        self.relations.append(Relation(name, a, b))
+
+    def _can_hold(self, a: int, b: int) -> bool:
+        holder, thing = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]
+        return holder.kind in ("person", "animal") and thing.kind in _HOLDABLE and self.groups[a].count == 1
+
+    # --- the end
+
+    def _write(self) -> None:
+        """Put the quoted text on what carries it: the last thing before it that can, or a sign of its own."""
+        if not self.texts:
+            return
+        text = writable(self.texts[0])
+        if not text or len(self.texts) > 1:
+            raise InputError(f"the open models write one text of Latin letters and digits; {HINT}")
+        if len(self.texts[0].strip()) > 16:
+            raise InputError(f"the text {self.texts[0]!r} is too long: the open models write up to 16 letters; {HINT}")
+        carrier = next((g for g in self.groups if THINGS[g.thing].name in CARRIERS), None)
+        if (
+            carrier is None
+            and len(self.groups) == 1
+            and self.groups[0].count == 1
+            and THINGS[self.groups[0].thing].kind in _WRITABLE
+        ):
+            carrier = self.groups[0]
+        if carrier is None:
+            carrier = Draft(INDEX["placard"])
+            self.groups.append(carrier)
+        carrier.text = text
+
+    def _check(self, wish: Wish) -> None:
+        if not wish.groups and not wish.background:
+            words = with_near_words(self.left_out[:3], self.book.words_of("thing")) or "nothing"
+            raise InputError(f"the prompt names no thing that the open models can draw ({words}); {HINT}")
+        if len(wish.groups) > MAX_GROUPS:
+            raise InputError(f"{len(wish.groups)} groups of things; the open models draw at most {MAX_GROUPS}")
+        if sum(group.count for group in wish.groups) > MAX_THINGS:
+            raise InputError(f"{sum(g.count for g in wish.groups)} things; the open models draw at most {MAX_THINGS}")
+        for group in wish.groups:
+            twins = [g for g in wish.groups if g.thing == group.thing]
+            if len(twins) > 1 and len({g.look for g in twins}) < len(twins):
+                raise InputError(
+                    f"two groups of {noun_of(group.thing, 2)}; the open models tell such groups apart by their looks"
+                )
+            if group.thing in wish.absent:
+                raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
+
+
+def quantity(number: str) -> tuple[int, bool]:
+    """A number, or the least number that a vague word means, and whether more are meant as well."""
+    return (int(number), False) if number.isdecimal() else ({"some": 2, "many": 6}[number], True)
+
+
+def _is_plural(word: str) -> bool:
+    return word.endswith("s") and not word.endswith(("ss", "us", "is"))
+
+
+def _is_participle(word: str) -> bool:
+    return word.endswith(("ing", "ed", "ly"))
+
+
+_HOLDABLE: Final = ("tool", "thing", "sport", "clothing", "instrument", "food", "drink", "plant")
+_WRITABLE: Final = ("thing", "clothing", "building", "food", "vehicle", "furniture")

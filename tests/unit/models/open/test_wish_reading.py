@@ -1,0 +1,122 @@
+"""Prompts as people write them, read into wishes."""
+
+from __future__ import annotations
+
+import pytest
+
+from gems.errors import InputError
+from gems.models.open.draft_wording import terse
+from gems.models.open.foreign_wording import foreign
+from gems.models.open.phrasebook import TONGUES, phrasebook
+from gems.models.open.things import BACKGROUNDS, INDEX, LOOK_NAMES, PLACES, RELATIONS, SIZES, THINGS
+from gems.models.open.wish import Group, Wish
+from gems.models.open.wish_reading import read
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning"),
+    [
+        ("please draw me a picture of three black cats next to two dogs", "three black cats next to two dogs"),
+        ("A dozen eggs and a pair of glasses", "twelve eggs, a pair of glasses"),
+        ("a car that is red", "a red car"),
+        ("an orange orange", "an orange orange"),
+        ("a glass bottle under a tree at night", "a glass champagne bottle under a tree, at night"),
+        ("a huge dragon flying over a castle", "a huge dragon flying over a castle"),
+        ("a dog between two cats and a horse", "a dog between two cats and a horse"),
+        ("a man with a hat", "a man holding a sun hat"),
+        ("a cat with a dog", "a cat, a dog"),
+        ("two red flowers and three white flowers", "two red flowers, three white flowers"),
+        ("a beach without people", ", on the sea, without people"),
+        ("some sheep and many birds in a field", "some sheep, many birds, in a meadow"),
+        ("a mouse in the top left corner", "a mouse at the top left"),
+        ("a cat sitting on a chair in the background", "a cat on a chair in the background"),
+        ('a t-shirt that says "be kind"', 'a t-shirt that says "BE KIND"'),
+        ('an owl and the words "Good night"', 'an owl, a placard that says "GOOD NIGHT"'),
+        ("Zwei rote Katzen neben einem großen Hund", "two red cats next to a big dog"),
+        ("Eine Eule ohne Hut bei Nacht", "an owl, at night, without sun hats"),
+        ("trois chats noirs à gauche d'un éléphant rayé", "three black cats to the left of a striped elephant"),
+        ("un petit chien blanc sous un grand arbre dans la neige", "a small white dog under a big tree, in the snow"),
+        ("cinco manzanas rojas y dos plátanos amarillos", "five red apples, two yellow bananas"),
+        ("due elefanti davanti a una casa, di notte", "two elephants in front of a house, at night"),
+        ("um cachorro preto atrás de uma árvore", "a black dog behind a tree"),
+        ("een kat op een stoel zonder hond", "a cat on a chair, without dogs"),
+        ("dwa czarne koty obok psa", "two black cats next to a dog"),
+        ("большая собака под деревом ночью", "a big dog under a tree, at night"),
+        ("üç elma ve bir muz", "three apples, a banana"),
+        ("两只红色的猫在一辆蓝色汽车的左边", "two red cats to the left of a blue car"),
+        ("猫追老鼠", "a cat chasing a mouse"),
+        ("森の中の白い馬", "a white horse, in a forest"),
+        ("빨간 자동차 옆에 고양이 두 마리", "a red car, two cats, the cats next to the car"),
+    ],
+)
+def test_what_people_write(prompt: str, meaning: str) -> None:
+    reading = read(prompt)
+    assert (terse(reading.wish), reading.notes) == (meaning, ())
+
+
+def test_what_is_drawn_as_something_else_or_not_at_all_is_told() -> None:
+    corgi = read("an ornate corgi near a waterfall")
+    assert terse(corgi.wish) == "a dog"
+    assert corgi.stand_ins == (("corgi", "dog"),)
+    assert corgi.notes == ("'corgi' is drawn as a dog", "not drawn: waterfall", "left out: ornate")
+
+
+def test_an_unknown_noun_is_drawn_as_its_nearest_neighbour() -> None:
+    reading = read("two blue tubas", {"tubas": "trombone"}.get)
+    assert terse(reading.wish) == "two blue trombones"
+    assert reading.stand_ins == (("tubas", "trombone"),)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "error"),
+    [
+        ("a capybara", "unknown thing 'capybara'"),
+        ("13 cats", "count to twelve"),
+        ("freedom", "unknown thing 'freedom'"),
+        ("twelve cats and twelve dogs and twelve cows", "36 things"),
+        ("a cat, a dog, a cow, a pig, a horse and a goat", "6 groups"),
+        ("a cat and two cats", "two groups of cats"),
+        ("a dog without dogs", "asked not to be there"),
+        ('a sign that says "a text that is far too long to be written"', "up to 16 letters"),
+        ('a sign that says "один"', "Latin letters"),
+        ("", "names no thing"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_a_line(prompt: str, error: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(prompt)
+    assert error in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("language", TONGUES)
+def test_every_table_has_words_for_everything(language: str) -> None:
+    book = phrasebook(language)
+    for kind, values in {
+        "thing": INDEX,
+        "look": LOOK_NAMES[1:],
+        "size": SIZES,
+        "relation": RELATIONS,
+        "place": PLACES,
+        "background": BACKGROUNDS,
+        "number": [str(n) for n in range(1, 13)],
+    }.items():
+        assert not [value for value in values if not book.first_words(kind, value).strip()]
+
+
+@pytest.mark.parametrize("language", TONGUES[1:])
+def test_every_noun_of_a_language_is_read_as_itself(language: str) -> None:
+    wrong = []
+    for index, thing in enumerate(THINGS):
+        wish = Wish((Group(index, 2, look=LOOK_NAMES.index("blue")),))
+        try:
+            wrong += [thing.name] if read(foreign(wish, language)).wish != wish else []
+        except InputError:
+            wrong.append(thing.name)
+    assert len(wrong) <= 0.02 * len(THINGS), wrong
+
+
+def test_every_english_noun_is_read_as_itself() -> None:
+    for index in range(len(THINGS)):
+        for wish in (Wish((Group(index),)), Wish((Group(index, 3, look=5),))):
+            assert read(terse(wish)).wish == wish
