@@ -112,6 +112,23 @@ def grammar(
     _evaluate("Fresh grammar prompts", fresh_prompts(n, seed), f"grammar-{n}-{seed}", context, options)
 
 
+@app.command("open")
+@guarded
+@with_options(_Options, "options")
+@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED)
+def open_world(
+    *,
+    n: Annotated[int, typer.Option(min=1, help="Fresh prompts.")] = 1000,
+    context: GemsContext,
+    options: _Options,
+) -> None:
+    """Fresh prompts of the open models' world, for --generator open: counts, negations, texts, languages and more."""
+    from gems.evals.open_prompts import open_prompts
+
+    seed = context.seed or 0
+    _evaluate("Fresh prompts of the open world", open_prompts(n, seed), f"open-{n}-{seed}", context, options)
+
+
 def _evaluate(
     benchmark: str, prompts: list[EvalPrompt], folder_name: str, context: GemsContext, options: _Options
 ) -> None:

@@ -114,6 +114,8 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
             (q.skill, s) for j in judged for q, s in zip(j.prompt.questions, j.returned_scores, strict=True)
         ),
     }
+    if any(j.prompt.stratum for j in judged):
+        report["by_stratum"] = _by((j.prompt.stratum, float(j.all_correct)) for j in judged)
     if arm.ordered:
         report["orders"] = _by_order(judged)
     if every_attempt:

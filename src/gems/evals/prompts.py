@@ -32,11 +32,12 @@ class Vqa:
 
 @dataclass(frozen=True, slots=True)
 class EvalPrompt:
-    """A prompt, its number of atoms and its questions."""
+    """A prompt, its number of atoms, its questions, and the stratum of prompts that it belongs to, if there are any."""
 
     prompt: str
     atoms: int
     questions: tuple[Vqa, ...]
+    stratum: str = ""
 
     def row(self) -> dict[str, Any]:
         """The row of the benchmark's file."""

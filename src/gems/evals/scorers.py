@@ -18,7 +18,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import numpy as np
 from langchain_core.language_models import BaseChatModel
@@ -47,6 +47,9 @@ from gems.nodes.retry import retry_on
 from gems.paths import make_folder
 from gems.secrets import one_line
 from gems.stopping import pause
+
+if TYPE_CHECKING:
+    from gems.models.open.open_pipeline import OpenPipeline
 
 __all__ = ["Oracle", "Scorer", "SoftTifa", "arithmetic_mean", "geometric_mean", "init_scorer"]
 
@@ -164,13 +167,16 @@ class Oracle:
     @staticmethod
     def knows(generator: str) -> bool:
         """Whether the truth about a generator's images is known."""
-        return generator in POCKET
+        return generator in (*POCKET, "open")
 
     def check(self, prompts: Sequence[EvalPrompt]) -> None:
         """See ``Scorer``. A prompt outside the pocket vocabulary is no reason to stop: its results are failures."""
         for prompt in prompts:
             with suppress(_OutsideVocabularyError):
-                _atoms_of(prompt, check(_spec_of(prompt), []))
+                if prompt.stratum:
+                    _open_questions(prompt)
+                else:
+                    _atoms_of(prompt, check(_spec_of(prompt), []))
 
     def score(self, prompt: EvalPrompt, generator: str, attempt: AttemptFields) -> list[float]:
         """See ``Scorer``.
@@ -182,15 +188,47 @@ class Oracle:
         earlier_scores = self._file.get(key, len(prompt.questions))
         if earlier_scores is not None:
             return earlier_scores
-        spec = _spec_of(prompt)
+        questions = _open_questions(prompt) if generator == "open" else []
+        spec = None if questions else _spec_of(prompt)
         edit = _edit(attempt, self._images)
         try:
             with self._lock:  # a pipeline's scheduler keeps state between steps
-                items = items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **edit)
+                image = _drawn_again(generator, attempt, edit)
         except (ValueError, TypeError, KeyError) as error:  # another program has written the result or the image
             raise InputError(f"the oracle cannot draw {attempt['prompt'][:80]!r} again: {one_line(error)}") from None
-        truth = check(spec, items)
+        if spec is None:
+            from gems.evals.open_oracle import holds
+
+            return self._file.put(key, [float(holds(question, image)) for question in questions])
+        truth = check(spec, image)
         return self._file.put(key, [float(truth[atom]) for atom in _atoms_of(prompt, truth)])
+
+
+def _drawn_again(generator: str, attempt: AttemptFields, edit: dict[str, Any]) -> Any:
+    """What is in the image of an attempt: the things, and with the open generator its background and text too."""
+    if generator == "open":
+        from gems.evals.open_oracle import truth_of
+
+        return truth_of(_open_pipeline(), attempt["prompt"], attempt["seed"], **edit)
+    return items_of(_pipeline(generator), attempt["prompt"], attempt["seed"], **edit)
+
+
+def _open_questions(prompt: EvalPrompt) -> list[Any]:
+    from gems.models.open.questions import parse_question
+
+    meanings = [parse_question(q.question) for q in prompt.questions]
+    if None in meanings:
+        question = prompt.questions[meanings.index(None)].question
+        raise _OutsideVocabularyError(f"the oracle has no answer to {question!r} in {prompt.prompt!r}")
+    return meanings
+
+
+@cache
+def _open_pipeline() -> OpenPipeline:
+    from gems.models.open.open_pipeline import OpenPipeline
+    from gems.models.open.weights import GENERATOR, open_weights
+
+    return OpenPipeline.from_pretrained(str(open_weights(GENERATOR)))
 
 
 class _OutsideVocabularyError(InputError):
