@@ -213,7 +213,7 @@ def test_partial_images_are_previews(image_server: str, monkeypatch: pytest.Monk
 
 def test_a_refusal_in_a_stream_is_one(image_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openai_images, "_OPENAI", f"{image_server}/stream-refusal/v1")
-    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY, previews=2), OPERATOR)
+    generator = init_image_generator("openai:gpt-image-1", GeneratorOptions(api_key=KEY, previews=1), OPERATOR)
     assert isinstance(draw_one(generator), ContentRefusedError)
     assert len(requests_to(image_server, "stream-refusal")) == 1
 

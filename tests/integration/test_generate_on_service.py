@@ -115,6 +115,22 @@ def test_a_key_comes_from_the_environment(tmp_path: Path) -> None:
         assert gems_here(*command, home=tmp_path, GEMS_API_KEY=key).returncode in (0, 1)
 
 
+def test_ctrl_c_cancels_a_run_that_has_not_begun(service: ServiceProcess, tmp_path: Path) -> None:
+    work = {"prompt": "seven red cars behind seven blue dogs", "settings": {"candidates": 8, "max_rounds": 3}}
+    with service.client() as client:
+        earlier_runs = [client.post("/v1/runs", json=work).json()["id"] for _ in range(6)]
+        command = ("generate", "two red cars", "--service", service.url, "--out", tmp_path, "--json")
+        with gems_process(*command, home=tmp_path) as process:
+            assert process.stderr is not None
+            process.stderr.readline()
+            os.kill(process.pid, signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        for run in earlier_runs:
+            client.post(f"/v1/runs/{run}/cancel")
+        record = json.loads(output)
+        assert (process.returncode, record["outcome"], record["best"]) == (130, "cancelled", None)
+
+
 def test_ctrl_c_cancels_the_run_on_the_service(service: ServiceProcess, tmp_path: Path) -> None:
     pace = ("--candidates", 8, "--max-rounds", 2)
     command = ("generate", "seven red cars behind seven blue dogs", "--service", service.url, "--out", tmp_path, *pace)

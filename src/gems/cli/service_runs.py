@@ -105,7 +105,7 @@ def run_on_service(
         paths = _fetch_files(client, run, out)
         if as_json:
             texts = {name: str(path) if path else None for name, path in paths.items()}
-            print_json({**_as_record(run), "paths": texts})
+            print_json({**_as_record(run), "outcome": outcome, "paths": texts})
         else:
             print_summary(_summary(run, outcome), {name: path for name, path in paths.items() if name != "folder"})
         raise typer.Exit(exit_code(outcome))
@@ -172,8 +172,10 @@ def _ending(run: ServiceRun) -> Outcome:
 
     if run.status not in FINAL:
         raise InputError(f"run {run.id} is {run.status} on the service: open its page to go on with it")
+    if run.status == "cancelled":
+        return "cancelled"  # also before it began, when there is no outcome
     if run.outcome is None:
-        raise (InputError if run.error_kind == "input" else BackendError)(run.error or "the run was cancelled")
+        raise (InputError if run.error_kind == "input" else BackendError)(run.error or "the run ended without a result")
     return run.outcome
 
 
