@@ -115,18 +115,18 @@ def test_a_key_comes_from_the_environment(tmp_path: Path) -> None:
         assert gems_here(*command, home=tmp_path, GEMS_API_KEY=key).returncode in (0, 1)
 
 
-def test_ctrl_c_cancels_a_run_that_has_not_begun(service: ServiceProcess, tmp_path: Path) -> None:
+def test_ctrl_c_cancels_a_run_that_has_not_begun(tmp_path: Path) -> None:
     work = {"prompt": "seven red cars behind seven blue dogs", "settings": {"candidates": 8, "max_rounds": 3}}
-    with service.client() as client:
-        earlier_runs = [client.post("/v1/runs", json=work).json()["id"] for _ in range(6)]
+    options = ("--no-memory", "--grace", "0", "--concurrency", "1")
+    with serving(tmp_path / "service", *options) as service, service.client() as client:
+        for _ in range(2):
+            client.post("/v1/runs", json=work).raise_for_status()
         command = ("generate", "two red cars", "--service", service.url, "--out", tmp_path, "--json")
         with gems_process(*command, home=tmp_path) as process:
             assert process.stderr is not None
             process.stderr.readline()
             os.kill(process.pid, signal.SIGINT)
             output, _ = process.communicate(timeout=60)
-        for run in earlier_runs:
-            client.post(f"/v1/runs/{run}/cancel")
         record = json.loads(output)
         assert (process.returncode, record["outcome"], record["best"]) == (130, "cancelled", None)
 
