@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -23,17 +20,17 @@ from gems.models.open.painting import draw
 from gems.models.open.slots import NUM_SLOTS, SLOT_DIM, decode
 from gems.models.open.tokens import encode_prompts, tokens_of_prompt
 from gems.models.open.wish_reading import language_of_prompt
-from gems.models.pocket.drawing import Drawing
-from gems.models.pocket.light import EulerSchedule
+from gems.models.pocket.light import EulerSchedule, PocketPipeline
 
 __all__ = ["OpenPipeline"]
 
 
-class OpenPipeline(Drawing):
+class OpenPipeline(PocketPipeline):
     """The open pipeline in a folder of weights. It is called as the pocket pipeline is."""
 
     prompting = GUIDE
     objection = staticmethod(objection)
+    _kept_slots = staticmethod(kept_slots)
     slot_shape: ClassVar[tuple[int, int]] = (NUM_SLOTS, SLOT_DIM)
 
     def __init__(self, model: OpenModel, size: int = 512) -> None:
@@ -76,11 +73,6 @@ class OpenPipeline(Drawing):
         self.model.to(device)
         return self
 
-    @property
-    def _execution_device(self) -> torch.device:
-        device: torch.device = next(self.model.parameters()).device
-        return device
-
     def _fault_of(self, prompt: str) -> str:
         return objection(prompt)
 
@@ -88,18 +80,3 @@ class OpenPipeline(Drawing):
         rows = [tokens_of_prompt(prompt, language_of_prompt(prompt)) for prompt in prompts]
         ids, vectors, mask = (torch.from_numpy(a).to(self._execution_device) for a in encode_prompts(rows))
         return self.model.encoder.read(ids, vectors, mask), mask
-
-    def _slots_to_keep(
-        self, prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        slots, is_kept = kept_slots(prompt, image, keep, fix)
-        device = self._execution_device
-        return torch.from_numpy(slots)[None].to(device), torch.from_numpy(is_kept)[None, :, None].to(device)
-
-    @contextmanager
-    def progress_bar(self, total: int) -> Iterator[SimpleNamespace]:
-        """No bar, behind the interface of one."""
-        yield SimpleNamespace(update=lambda: None)
-
-    def maybe_free_model_hooks(self) -> None:
-        """Do nothing: the weights stay where they are."""

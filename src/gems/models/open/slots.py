@@ -7,7 +7,6 @@ stands on it. A vector that lies between two names is drawn as the nearer one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Final
 
@@ -111,8 +110,3 @@ def _item(row: NDArray[np.float32], thing: int) -> Item:
         depth=min(max(depth, 0.0), 1.0),
         lettered=bool(row[_LETTERED] > 0),
     )
-
-
-def count_of(items: Sequence[Item], thing: int) -> int:
-    """The number of things of one class."""
-    return sum(i.thing == thing for i in items)

@@ -51,6 +51,8 @@ class Drawing:
     """The class of the result."""
     slot_shape: ClassVar[tuple[int, int]] = (NUM_SLOTS, SLOT_DIM)
     """The slots of an image, and the numbers of a slot."""
+    _kept_slots = staticmethod(kept_slots)
+    """Which slots an edit keeps, and their values; see ``gems.models.pocket.editing``."""
     _callback_tensor_inputs: Final = ["slots"]
 
     text_encoder: Any
@@ -144,7 +146,7 @@ class Drawing:
         self, prompt: str, image: Image.Image, keep: Sequence[str], fix: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
         """What an edit keeps of an image: slots (1, NUM_SLOTS, SLOT_DIM) and the mask of them (1, NUM_SLOTS, 1)."""
-        slots, is_kept = kept_slots(prompt, image, keep, fix)
+        slots, is_kept = self._kept_slots(prompt, image, keep, fix)
         device = self._execution_device
         return torch.from_numpy(slots)[None].to(device), torch.from_numpy(is_kept)[None, :, None].to(device)
 

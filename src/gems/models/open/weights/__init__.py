@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from gems.errors import BackendError
+from gems.models.pocket.weights import with_weights
 
 __all__ = ["GENERATOR", "VISION", "open_weights"]
 
@@ -19,9 +19,4 @@ def open_weights(name: str) -> Path:
     Raises:
         BackendError: The folder contains no weights.
     """
-    folder = Path(__file__).parent / name
-    if not any(path.is_file() for path in folder.rglob("*.safetensors")):  # a strict editable install leaves dead links
-        raise BackendError(
-            f"the open {name} model's weights are missing from {folder}: install the package again", retryable=False
-        )
-    return folder
+    return with_weights(Path(__file__).parent / name, f"open {name}")

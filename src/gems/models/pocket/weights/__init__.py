@@ -9,7 +9,7 @@ from typing import Final
 
 from gems.errors import BackendError
 
-__all__ = ["GENERATOR", "VISION", "folder_fingerprint", "weights_folder"]
+__all__ = ["GENERATOR", "VISION", "folder_fingerprint", "weights_folder", "with_weights"]
 
 GENERATOR: Final = "generator"
 VISION: Final = "vision"
@@ -21,10 +21,18 @@ def weights_folder(name: str) -> Path:
     Raises:
         BackendError: The folder contains no weights.
     """
-    folder = Path(__file__).parent / name
+    return with_weights(Path(__file__).parent / name, f"pocket {name}")
+
+
+def with_weights(folder: Path, model: str) -> Path:
+    """A folder of a model that comes with the package.
+
+    Raises:
+        BackendError: The folder contains no weights.
+    """
     if not any(path.is_file() for path in folder.rglob("*.safetensors")):  # a strict editable install leaves dead links
         raise BackendError(
-            f"the pocket {name} model's weights are missing from {folder}: install the package again", retryable=False
+            f"the {model} model's weights are missing from {folder}: install the package again", retryable=False
         )
     return folder
 
