@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from PIL import Image
 from train_open_generator import SEEN_THINGS, make_text
 from train_vision import _fit_platt, _fit_temperature, _spread
 
-from gems.evals.open_oracle import shown_items
+from gems.evals.open_oracle import Truth, holds, shown_items
 from gems.models.open.draft_wording import terse
 from gems.models.open.eyes import save_eyes
 from gems.models.open.finder import Finder
@@ -30,16 +31,17 @@ from gems.models.open.namer import Namer, prototype_image
 from gems.models.open.network import OpenModel
 from gems.models.open.open_pipeline import OpenPipeline
 from gems.models.open.painting import draw
-from gems.models.open.questions import Who
+from gems.models.open.questions import Who, questions_of
 from gems.models.open.sight import Calibration, Eyes, Sight
 from gems.models.open.slots import decode
 from gems.models.open.stage import Item, layout, relation_margin, sample_wish
 from gems.models.open.things import BACKGROUNDS, RELATIONS, THINGS
+from gems.models.open.wish import Wish
 from gems.models.pocket.vision import normalise
 
 WEIGHTS: Final = Path(__file__).resolve().parents[1] / "src/gems/models/open/weights"
 
-_Scene = tuple[Image.Image, list[Item], str]
+_Scene = tuple[Image.Image, Truth, Wish]
 
 
 def export_generator(folder: Path) -> OpenPipeline:
@@ -68,7 +70,7 @@ def assemble_eyes(runs: Path) -> Eyes:
 
 
 def scenes(pipeline: OpenPipeline, count: int, seed: int) -> Iterator[_Scene]:
-    """Scenes of things that training saw: laid out, and drawn by the generator, in turn."""
+    """Scenes of things that training saw: laid out, and drawn by the generator, in turn; with what was asked for."""
     rng = np.random.default_rng(seed)
     for k in range(count):
         scene = layout(sample_wish(rng, SEEN_THINGS, make_text), rng)
@@ -77,7 +79,8 @@ def scenes(pipeline: OpenPipeline, count: int, seed: int) -> Iterator[_Scene]:
             generator = torch.Generator().manual_seed(seed + k)
             slots = pipeline(terse(scene.wish), generator=generator, output_type="slots").images[0]
             items, background, text = decode(np.asarray(slots))
-        yield draw(items, background, text=text, style=int(rng.integers(2**16))), items, background
+        image = draw(items, background, text=text, style=int(rng.integers(2**16)))
+        yield image, (items, background, text), scene.wish
 
 
 def calibrate(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_003) -> Calibration:
@@ -86,8 +89,9 @@ def calibrate(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_
     names: tuple[list[NDArray[np.float64]], list[int]] = ([], [])
     looks: tuple[list[NDArray[np.float64]], list[int]] = ([], [])
     grounds: tuple[list[NDArray[np.float64]], list[int]] = ([], [])
+    expected: list[NDArray[np.bool_]] = []
     margins: dict[str, list[float]] = {name: [] for name in RELATIONS}
-    for image, items, background in scenes(pipeline, count, seed):
+    for image, (items, background, _), wish in scenes(pipeline, count, seed):
         sight = eyes.look(image)
         grounds[0].append(np.log(sight.backgrounds + 1e-12))
         grounds[1].append(BACKGROUNDS.index(background))
@@ -102,18 +106,55 @@ def calibrate(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_
             partners.remove(twin)
             names[0].append(np.log(d.names + 1e-12))
             names[1].append(twin.thing)
+            expected.append(np.isin(np.arange(len(THINGS)), [g.thing for g in wish.groups]))
             looks[0].append(np.log(d.looks + 1e-12))
             looks[1].append(twin.look)
         _add_margins(margins, items, sight)
     scale, shift = _fit_platt(heat)
+    temperature, odds = _fit_expectation(*names, expected)
     return Calibration(
         heat_scale=scale,
         heat_shift=shift,
-        name_temperature=_fit_temperature(*names),
+        name_temperature=temperature,
+        expected_odds=odds,
         look_temperature=_fit_temperature(*looks),
         background_temperature=_fit_temperature(*grounds),
         margin_error={name: round(_spread(errors), 4) for name, errors in margins.items() if len(errors) > 20},
     )
+
+
+def _fit_expectation(
+    log_probabilities: list[NDArray[np.float64]], things: list[int], expected: list[NDArray[np.bool_]]
+) -> tuple[float, float]:
+    """The temperature, and the odds of what was asked for, that make the true names likeliest."""
+    logits, mask = torch.from_numpy(np.stack(log_probabilities)), torch.from_numpy(np.stack(expected))
+    rows, truth = torch.arange(len(things)), torch.tensor(things)
+
+    def surprise(temperature: float, odds: float) -> float:
+        scaled = (logits / temperature + mask * math.log(odds)).log_softmax(dim=1)
+        return float(-scaled[rows, truth].mean())
+
+    grid = [(t, o) for t in np.geomspace(0.5, 3.0, 30) for o in np.geomspace(3, 3000, 16)]
+    temperature, odds = min(grid, key=lambda pair: surprise(*pair))
+    return round(float(temperature), 4), round(float(odds), 1)
+
+
+def fit_count_odds(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_003) -> float:
+    """The odds of the number that was asked for that make the right answers about numbers likeliest."""
+    answers: list[tuple[float, bool]] = []
+    for image, (items, background, text), wish in scenes(pipeline, count, seed):
+        truth = (shown_items(items), background, text)
+        sight = eyes.look(image).expecting({group.thing for group in wish.groups})
+        for _, q in questions_of(wish):
+            if q.kind == "count":
+                answers.append((sight.p_count(q.who, q.count), holds(q, truth)))
+    p, right = (np.array(column, dtype=float) for column in zip(*answers, strict=True))
+
+    def surprise(odds: float) -> float:
+        q = np.clip(odds * p / (odds * p + 1 - p), 0.01, 0.99)
+        return float(-np.mean(np.where(right > 0, np.log(q), np.log(1 - q))))
+
+    return round(float(min(np.geomspace(0.3, 30, 40), key=surprise)), 2)
 
 
 def _add_margins(margins: dict[str, list[float]], items: list[Item], sight: Sight) -> None:
@@ -142,6 +183,8 @@ def main() -> int:
     pipeline = export_generator(options.runs / "gen")
     eyes = assemble_eyes(options.runs)
     calibration = calibrate(eyes, pipeline, options.scenes)
+    eyes.calibration = calibration
+    calibration = replace(calibration, count_odds=fit_count_odds(eyes, pipeline, options.scenes))
     sys.stdout.write(f"{calibration}\n")
     eyes.calibration = calibration
     save_eyes(eyes, WEIGHTS / "vision")

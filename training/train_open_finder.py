@@ -183,9 +183,12 @@ def loss_of(model: Finder, images: NDArray[np.uint8], truth: NDArray[np.float32]
 def augment(
     images: NDArray[np.uint8], truth: NDArray[np.float32], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Shift by a few pixels and vary brightness."""
+    """Mirror half of the images, shift them by a few pixels and vary brightness."""
     reach, images, truth = 12, images.copy(), truth.copy()
     for k in range(len(images)):
+        if rng.random() < 0.5:
+            images[k] = images[k, :, ::-1]
+            truth[k, :-1, 0] = np.where(truth[k, :-1, 2] > 0, 1 - truth[k, :-1, 0], truth[k, :-1, 0])
         dy, dx = rng.integers(-reach, reach + 1, size=2).tolist()
         padded = np.pad(images[k], ((reach, reach), (reach, reach), (0, 0)), mode="edge")
         window = padded[reach - dy : reach - dy + INPUT_SIZE, reach - dx : reach - dx + INPUT_SIZE]

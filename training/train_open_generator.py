@@ -29,7 +29,7 @@ from gems.models.open.slots import ALPHABET, NUM_SLOTS, SLOT_DIM, VECTOR, encode
 from gems.models.open.stage import MAX_THINGS, Scene, layout, sample_wish
 from gems.models.open.things import BACKGROUNDS, THINGS
 from gems.models.open.tokens import MAX_TOKENS, Encoded, tokens_of_prompt
-from gems.models.open.wish import Group
+from gems.models.open.wish import Group, Wish
 
 __all__ = ["SEEN_THINGS", "Settings", "make_text", "train"]
 
@@ -57,6 +57,8 @@ class Settings:
     scenes: int = 60_000
     terse: float = 0.25
     dropout: float = 0.05
+    level_mean: float = 0.8
+    level_spread: float = 1.3
     seed: int = 0
 
 
@@ -176,7 +178,13 @@ def make_text(rng: np.random.Generator) -> str:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """A random scene of seen things. In a third of the scenes that should lack something it is there all the same."""
+    """A random scene of seen things, now and then of none.
+
+    In a third of the scenes that should lack something it is there all the same.
+    """
+    if rng.random() < 0.02:
+        background = str(rng.choice(BACKGROUNDS))
+        return Scene(Wish((), background=background), (), (), background)
     wish = sample_wish(rng, SEEN_THINGS, make_text)
     if wish.absent and rng.random() < 0.35 and len(wish.groups) < 4 and sum(g.count for g in wish.groups) < MAX_THINGS:
         intruded = replace(wish, groups=(*wish.groups, Group(wish.absent[0])))
@@ -269,13 +277,18 @@ def make_batch(
     )
 
 
-_LEAST_LEVEL: Final = 0.2
+_LEAST_LEVEL: Final = 0.3
 
 
-def loss_of(model: OpenModel, slots: Tensor, prompts: Encoded, generator: torch.Generator) -> Tensor:
-    """The flow-matching loss at a logit-normal noise level (arXiv 2403.03206)."""
+def loss_of(
+    model: OpenModel, slots: Tensor, prompts: Encoded, generator: torch.Generator, settings: Settings
+) -> Tensor:
+    """The flow-matching loss at a logit-normal noise level (arXiv 2403.03206).
+
+    The levels are high ones: where a thing stands is decided early, and the prompt counts only until then.
+    """
     noise = torch.randn(slots.shape, generator=generator)
-    level = torch.sigmoid(torch.randn(len(slots), generator=generator))
+    level = torch.sigmoid(settings.level_mean + settings.level_spread * torch.randn(len(slots), generator=generator))
     s = level[:, None, None]
     text, mask = model.read(prompts)
     estimate = model.denoiser((1 - s) * slots + s * noise, level, text, mask)
@@ -300,11 +313,13 @@ _WEIGHTS: Final = _weights()
 class Run:
     """The model, its moving average, the optimizer, and the checkpoint file that stores them."""
 
-    def __init__(self, settings: Settings, path: Path) -> None:
+    def __init__(self, settings: Settings, path: Path, start: Path | None = None) -> None:
         torch.manual_seed(settings.seed)
         self.settings, self.path, self.step, self.loss = settings, path, 0, float("nan")
         s = settings
         self.model = OpenModel(s.width, s.layers, s.heads, s.text_width, s.text_layers)
+        if start and not path.exists():
+            _begin_from(self.model, torch.load(start, weights_only=True)["average"])
         self.average = copy.deepcopy(self.model).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=s.learning_rate, weight_decay=0.01)
         if path.exists():
@@ -322,7 +337,7 @@ class Run:
         rate = s.learning_rate * min((self.step + 1) / s.warmup, 1 - self.step / s.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = loss_of(self.model, *batch)
+        loss = loss_of(self.model, *batch, s)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -349,10 +364,18 @@ class Run:
         draft.replace(self.path)
 
 
-def train(settings: Settings, out: Path, report: Callable[[str], None]) -> None:
+def _begin_from(model: OpenModel, weights: dict[str, Tensor]) -> None:
+    """Take over the weights of a smaller model; blocks that it lacks do nothing at first (arXiv 1511.05641)."""
+    missing = model.load_state_dict(weights, strict=False).missing_keys
+    for name, parameter in model.named_parameters():
+        if name in missing and name.rpartition(".")[0].endswith(("attention.out", "mlp.2")):
+            nn.init.zeros_(parameter)
+
+
+def train(settings: Settings, out: Path, report: Callable[[str], None], start: Path | None = None) -> None:
     """Train, or continue training."""
     data = Dataset.cached(out / "scenes", settings)
-    run = Run(settings, out / "checkpoint.pt")
+    run = Run(settings, out / "checkpoint.pt", start)
     saved = time.monotonic()
     for batch in batches(data, settings, run.step):
         if run.step >= settings.steps:
@@ -371,15 +394,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--scenes-only", action="store_true")
+    parser.add_argument("--start", type=Path, help="checkpoint of a model with fewer blocks to begin from")
     for field in fields(Settings):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     options = vars(parser.parse_args())
-    out, threads, scenes_only = options.pop("out"), options.pop("threads"), options.pop("scenes_only")
+    out, threads, scenes_only, start = (options.pop(name) for name in ("out", "threads", "scenes_only", "start"))
     torch.set_num_threads(threads)
     if scenes_only:
         Dataset.cached(out / "scenes", Settings(**options))
         return 0
-    train(Settings(**options), out, lambda line: print(line, flush=True))
+    train(Settings(**options), out, lambda line: print(line, flush=True), start)
     return 0
 
 

@@ -83,23 +83,21 @@ def compose(bank: dict[str, Tensor], n: int, g: torch.Generator) -> tuple[Tensor
 
     thing_zoom = uniform(0.88, 1.14)
     dx, dy = uniform(-0.11, 0.11), uniform(-0.11, 0.11)
-    near = torch.rand(n, generator=g) < 0.55
     haze = torch.where(torch.rand(n, generator=g) < 0.5, uniform(0, 0.26), torch.zeros(n))
     # things behind, the thing itself, things in front
-    for _ in range(1):
-        neighbours = torch.randint(len(bank["sprites"]), (n,), generator=g)
-        away, turn = uniform(0.75, 1.7), uniform(0, 6.28)
-        scale = uniform(0.6, 1.4)
-        show = (torch.rand(n, generator=g) < 0.5).float()
-        canvas = _paste(canvas, bank["sprites"][neighbours], scale, away * turn.cos(), away * turn.sin(), show, haze)
-    canvas = _paste(canvas, bank["sprites"][rows], thing_zoom, dx, dy, torch.ones(n), haze)
     neighbours = torch.randint(len(bank["sprites"]), (n,), generator=g)
-    alike = torch.rand(n, generator=g) < 0.5
-    neighbours = torch.where(alike, rows, neighbours)
-    away, turn = uniform(0.62, 1.5), uniform(0, 6.28)
-    canvas = _paste(
-        canvas, bank["sprites"][neighbours], uniform(0.7, 1.3), away * turn.cos(), away * turn.sin(), near.float(), haze
-    )
+    away, turn = uniform(0.7, 1.7), uniform(0, 6.28)
+    scale = uniform(0.6, 1.4)
+    show = (torch.rand(n, generator=g) < 0.5).float()
+    canvas = _paste(canvas, bank["sprites"][neighbours], scale, away * turn.cos(), away * turn.sin(), show, haze)
+    canvas = _paste(canvas, bank["sprites"][rows], thing_zoom, dx, dy, torch.ones(n), haze)
+    for share in (0.55, 0.3):
+        near = torch.rand(n, generator=g) < share
+        neighbours = torch.randint(len(bank["sprites"]), (n,), generator=g)
+        neighbours = torch.where(torch.rand(n, generator=g) < 0.5, rows, neighbours)
+        away, turn = uniform(0.52, 1.4), uniform(0, 6.28)
+        x, y = away * turn.cos(), away * turn.sin()
+        canvas = _paste(canvas, bank["sprites"][neighbours], uniform(0.7, 1.3), x, y, near.float(), haze)
 
     light = 1 + torch.where(torch.rand(n, 1, generator=g) < 0.3, uniform(-0.16, 0.04, n, 3), torch.zeros(n, 3))
     canvas = canvas * light[:, :, None, None]

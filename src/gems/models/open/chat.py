@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from PIL import Image
 
-from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, noun_of, terse
+from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, joined, noun_of, terse
 from gems.models.open.neighbours import nearest_thing
 from gems.models.open.questions import VERBS, Question, Who, parse_question, questions_of
 from gems.models.open.stage import Scene, layout, place_of
@@ -146,11 +146,11 @@ def _kind_of(question: Question) -> str:
 def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
     """Word a wish with the given elements; without any, as one plain sentence.
 
-    To name a place or an arrangement, the model imagines a scene that fits the wish and describes it.
+    What must not be there is not named, as the generator draws what it reads. To name a place or an arrangement, the
+    model imagines a scene that fits the wish and describes it.
     """
-    sentence = terse(wish)
     if not elements or "plain" in elements or not wish.groups:
-        return sentence
+        return terse(wish, absent=not wish.groups)
     scene = max((layout(wish, rng) for _ in range(_IMAGINED_SCENES if "room" in elements else 1)), key=_room)
     clauses = [
         clause(
@@ -164,10 +164,8 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
         )
         for group, members, arrangement in zip(scene.wish.groups, scene.members, scene.arrangements, strict=True)
     ]
-    if wish.background:
-        clauses.append(BACKGROUND_PHRASES[wish.background])
-    text = "; ".join(clauses)
-    return f"{terse(wish, absent=False)}: {text}" if "sentence" in elements else text
+    text = joined(scene.wish, clauses, "; ")
+    return f"{text}; {BACKGROUND_PHRASES[wish.background]}" if wish.background else text
 
 
 _IMAGINED_SCENES: Final = 6
@@ -180,10 +178,6 @@ def _room(scene: Scene) -> float:
 
 
 # --- looking at images ----------------------------------------------------------------------------------------------
-
-_PRIOR_ODDS: Final = 5.0
-"""Prior odds of the number in the question: the image was made to show it, and sight alone takes things that overlap
-for one."""
 
 _POSITIVE: Final = ("object", "count", "attribute", "size", "place", "relation", "text")
 """The kinds of questions about what the image was made to show."""
@@ -212,22 +206,14 @@ def _numbers(sight: Any, questions: Sequence[Question]) -> _Numbers:
     numbers: _Numbers = {}
     for who in {question.who for question in questions if question.who.thing >= 0}:
         counts = {q.count for q in questions if q.kind == "count" and q.who == who and not q.more}
-        likeliest = max(sorted(counts), key=lambda n: _p_number(sight, who, n), default=None)
-        if likeliest is not None and _p_number(sight, who, likeliest) >= 0.5:
+        likeliest = max(sorted(counts), key=lambda n: sight.p_number(who, n), default=None)
+        if likeliest is not None and sight.p_number(who, likeliest) >= 0.5:
             numbers[who] = likeliest
         else:
             count = int(sight.counts(who).argmax())
             count = max(1, count) if sight.p_any(who) >= 0.5 else 0
             numbers[who] = None if count in counts else count
     return numbers
-
-
-def _p_number(sight: Any, who: Who, n: int) -> float:
-    """The probability that there are exactly ``n``, given that the image was made to show as many."""
-    p, p_any = sight.p_count(who, n), sight.p_any(who)
-    odds = _PRIOR_ODDS * p
-    p = odds / (odds + 1 - p)
-    return float(min(p, p_any) if n and p_any < 0.5 else p)
 
 
 def judge_all(sight: Any, questions: Sequence[Question]) -> list[tuple[float, str]]:
@@ -247,9 +233,9 @@ def _judge(sight: Any, question: Question, numbers: _Numbers) -> tuple[float, st
         case "count" if question.more:
             return sight.p_count(who, question.count, more=True), things
         case "count":
-            p = _p_number(sight, who, question.count)
+            p = sight.p_number(who, question.count)
             if number is not None and number != question.count:  # there is only one number
-                p = min(p, 1 - _p_number(sight, who, number))
+                p = min(p, 1 - sight.p_number(who, number))
             return p, things if number is not None else f"{things}, but it is unclear how many"
         case "attribute":
             looks = sorted({LOOK_NAMES[item.look] or "plain" for item in sight.items(who)})

@@ -35,12 +35,13 @@ at the bottom left, at the bottom right
 - backgrounds: {", ".join(BACKGROUND_PHRASES.values())}
 - one text of up to 16 capital letters: a placard that says "HELLO"
 It draws best from one clause for each kind of thing, with semicolons between them: NUMBER SIZE LOOK THING \
-ARRANGEMENT PLACE DEPTH, and the background last. Say where things stand, never how they relate. Never name what must \
-not be there: it draws what it reads.
+ARRANGEMENT PLACE DEPTH, and the background last. Things that relate to each other are joined by the relation instead \
+of a semicolon; say where they stand all the same. Never name what must not be there: it draws what it reads.
 Examples, wish and prompt:
-six red dogs to the right of a chair = six red dogs in two rows on the right; one chair on the left
-a bear jumping over four metal clocks at night = one bear at the top; four metal clocks in a row at the bottom; at night
-a huge turtle behind a tree, without birds = one huge turtle in the middle in the background; one tree at the bottom \
-in the foreground
-a cat on a couch with a sign that says "nap time" = one cat in the middle; one couch in the middle; one placard that \
+six red dogs to the right of a chair = six red dogs in two rows on the right to the right of one chair on the left
+a bear jumping over four metal clocks at night = one bear at the top jumping over four metal clocks in a row at the \
+bottom; at night
+a huge turtle behind a tree, without birds = one huge turtle in the middle in the background behind one tree at the \
+bottom in the foreground
+a cat on a couch with a sign that says "nap time" = one cat in the middle on one couch in the middle; one placard that \
 says "NAP TIME" on the right; in a room"""

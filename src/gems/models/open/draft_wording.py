@@ -1,7 +1,8 @@
 """Drafts: the prompts that the open generator is given, in plain English of its own.
 
 A terse draft says what a wish says and leaves the layout open ("three blue cars to the left of a striped elephant"). A
-rich one says where everything stands ("three blue cars in a row on the left; one striped elephant on the right").
+rich one also says where everything stands ("three blue cars in a row on the left to the left of one striped elephant on
+the right").
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ from gems.models.open.stage import Item, Scene, place_of
 from gems.models.open.things import DEPTHS, LOOK_NAMES, MAX_COUNT, THINGS
 from gems.models.open.wish import Group, Wish
 
-__all__ = ["BACKGROUND_PHRASES", "NUMBERS", "clause", "depth_of", "noun_of", "phrase", "place_phrase", "rich", "terse"]
+__all__ = [
+    "BACKGROUND_PHRASES",
+    "NUMBERS",
+    "clause",
+    "depth_of",
+    "joined",
+    "noun_of",
+    "phrase",
+    "place_phrase",
+    "rich",
+    "terse",
+]
 
 NUMBERS: Final = (*("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),)
 
@@ -74,26 +86,29 @@ BACKGROUND_PHRASES: Final = {
 
 
 def terse(wish: Wish, *, absent: bool = True) -> str:
-    """A wish in a sentence. Groups without a relation are joined by "and"."""
-    parts, joined = [], {(r.a, r.b): r for r in wish.relations if r.name != "between"}
-    between = {r.a: r for r in wish.relations if r.name == "between"}
-    for index, group in enumerate(wish.groups):
-        text = phrase(group) + (f" {place_phrase(group.place)}" if group.place else "")
-        relation = joined.get((index - 1, index))
-        if relation:
-            parts.append(f" {relation.name} {text}")
-        elif index in (1, 2) and 0 in between:
-            parts.append(f" between {text}" if index == 1 else f" and {text}")
-        else:
-            parts.append(f", {text}" if index else text)
-    for (a, b), relation in joined.items():
-        if b != a + 1:
-            parts.append(f", {_the(wish.groups[a])} {relation.name} {_the(wish.groups[b])}")
-    text = "".join(parts)
-    if wish.background:
-        text += f", {BACKGROUND_PHRASES[wish.background]}"
+    """A wish in a sentence. Groups without a relation are joined by commas."""
+    clauses = [phrase(group) + (f" {place_phrase(group.place)}" if group.place else "") for group in wish.groups]
+    parts = [joined(wish, clauses, ", "), BACKGROUND_PHRASES[wish.background] if wish.background else ""]
     if absent and wish.absent:
-        text += ", without " + " and ".join(noun_of(thing, 2) for thing in wish.absent)
+        parts.append("without " + " and ".join(noun_of(thing, 2) for thing in wish.absent))
+    return ", ".join(part for part in parts if part)
+
+
+def joined(wish: Wish, clauses: Sequence[str], separator: str) -> str:
+    """The groups' clauses, with the relations between them, or where there is none with ``separator``."""
+    between = next((r for r in wish.relations if r.name == "between"), None)
+    by_pair = {(r.a, r.b): r for r in wish.relations if r is not between}
+    text = ""
+    for index, words in enumerate(clauses):
+        if relation := by_pair.get((index - 1, index)):
+            text += f" {relation.name} {words}"
+        elif between and between.a == 0 and index in (1, 2):
+            text += f" {'between' if index == 1 else 'and'} {words}"
+        else:
+            text += separator * bool(index) + words
+    for (a, b), relation in by_pair.items():
+        if b != a + 1:
+            text += f"{separator}{_the(wish.groups[a])} {relation.name} {_the(wish.groups[b])}"
     return text
 
 
@@ -134,10 +149,10 @@ def clause(
 
 
 def rich(scene: Scene, rng: np.random.Generator) -> str:
-    """A random rich wording of a scene: clauses joined by ";", sometimes after the sentence, sometimes with gaps.
+    """A random rich wording of a scene: a clause for each group, sometimes with gaps, and the relations between them.
 
-    Large models are trained on captions like these, long descriptions of what a picture shows, which rarely spell out a
-    relation. That is why those models, and this one, follow a rich prompt better than a terse one.
+    Large models are trained on captions like these, long descriptions of what a picture shows. That is why those
+    models, and this one, follow a rich prompt better than a terse one.
     """
     itemise = rng.random() < 0.12
     clauses = []
@@ -153,7 +168,7 @@ def rich(scene: Scene, rng: np.random.Generator) -> str:
                 exactly=rng.random() < 0.4,
             )
         )
-    text = "; ".join(clauses)
-    if rng.random() < (0.85 if scene.wish.background else 0.5):
-        text += f"; {BACKGROUND_PHRASES[scene.background]}"
-    return f"{terse(scene.wish, absent=False)}: {text}" if rng.random() < 0.1 else text
+    parts = [joined(scene.wish, clauses, "; ") if rng.random() < 0.85 else "; ".join(clauses)]
+    if not clauses or rng.random() < (0.85 if scene.wish.background else 0.5):
+        parts.append(BACKGROUND_PHRASES[scene.background])
+    return "; ".join(part for part in parts if part)

@@ -38,6 +38,10 @@ class Calibration:
     name_temperature: float = 1.0
     look_temperature: float = 1.0
     background_temperature: float = 1.0
+    expected_odds: float = 15.0
+    """How much likelier a thing is that was asked for than one that was not."""
+    count_odds: float = 5.0
+    """How much likelier the number that was asked for is than sight alone, which takes overlapping things for one."""
     margin_error: dict[str, float] = field(default_factory=dict)
     """By relation: the standard deviation of (seen - true) margin."""
 
@@ -66,9 +70,6 @@ class Detection:
         return self.score * float(self.names[who.thing]) * look
 
 
-PRIOR_ODDS: Final = 15.0
-"""How much likelier a thing is that was asked for than one that was not; chosen on scenes that are not reported."""
-
 _SURE: Final = 0.5
 """The least probability at which a detection counts for places and looks."""
 
@@ -92,7 +93,7 @@ class Sight:
     def expecting(self, things: Collection[int]) -> Self:
         """The same sight by someone who knows which things the image was made to show: they are likelier."""
         odds = np.ones(len(THINGS))
-        odds[list(things)] = PRIOR_ODDS
+        odds[list(things)] = self._calibration.expected_odds
         expected = []
         for d in self.detections:
             names = d.names * odds / float(d.names @ odds)
@@ -119,6 +120,13 @@ class Sight:
         if more:
             return float(distribution[n:].sum())
         return float(distribution[n]) if n < len(distribution) else 0.0
+
+    def p_number(self, who: Who, n: int) -> float:
+        """The probability of exactly ``n``, given that the image was made to show as many."""
+        p, p_any = self.p_count(who, n), self.p_any(who)
+        odds = self._calibration.count_odds * p
+        p = odds / (odds + 1 - p)
+        return min(p, p_any) if n and p_any < 0.5 else p
 
     def items(self, who: Who) -> list[Item]:
         """The things that are more likely than not these."""

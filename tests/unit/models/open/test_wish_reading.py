@@ -26,7 +26,7 @@ from gems.models.open.wish_reading import read
         ("a man with a hat", "a man holding a sun hat"),
         ("a cat with a dog", "a cat, a dog"),
         ("two red flowers and three white flowers", "two red flowers, three white flowers"),
-        ("a beach without people", ", on the sea, without people"),
+        ("a beach without people", "on the sea, without people"),
         ("some sheep and many birds in a field", "some sheep, many birds, in a meadow"),
         ("a mouse in the top left corner", "a mouse at the top left"),
         ("a cat sitting on a chair in the background", "a cat on a chair in the background"),
