@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+os.environ["GEMS_MLLM"] = os.environ["GEMS_GENERATOR"] = "pocket"  # the models that the recorded runs are of
 
 from forked import gems, run
 

@@ -26,6 +26,7 @@ from gems.authority import (
     operator_values,
     without_login,
 )
+from gems.default_models import CHAT_MODEL, GENERATOR
 from gems.errors import InputError
 from gems.graph.budget import MAX_PROMPTS, Budget
 from gems.options import ChatOptions, GeneratorOptions, RoleOptions
@@ -99,18 +100,18 @@ class GemsContext(_Spelled):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True, allow_inf_nan=False)
 
     mllm: Annotated[str, _model("--mllm")] = Field(
-        default="pocket",
+        default=CHAT_MODEL,
         min_length=1,
         title="Vision chat model",
-        description="Plans, decomposes, verifies and refines: pocket, transformers:FOLDER_OR_REPO[@REVISION], "
+        description="Plans, decomposes, verifies and refines: open, pocket, transformers:FOLDER_OR_REPO[@REVISION], "
         "PROVIDER:MODEL for any init_chat_model name (openai:gpt-5) or, where the operator allows it, your own "
         "python:MODULE:FACTORY.",
     )
     generator: Annotated[str, _model("--generator")] = Field(
-        default="pocket",
+        default=GENERATOR,
         min_length=1,
         title="Image generator",
-        description="Makes the images: pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
+        description="Makes the images: open, pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
         "http:URL, comfyui:URL or, where the operator allows it, your own python:MODULE:FACTORY.",
     )
     planner: Annotated[str | None, _model("--planner")] = _chat_model_of("planner")

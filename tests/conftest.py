@@ -19,6 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Most tests are about the agent, not about a model: the smallest and most settled models do for those.
+os.environ["GEMS_MLLM"] = os.environ["GEMS_GENERATOR"] = "pocket"
 # The workers and the processes that they start share the cores: more threads per test would only compete.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"

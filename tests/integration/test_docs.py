@@ -49,6 +49,8 @@ class Session:
     def __init__(self, page: Page, folder: Path, service: Callable[[], str]) -> None:
         self.page, self.folder, self._service = page, folder, service
         self.environment = environment(folder / "gems-home")
+        for name in ("GEMS_MLLM", "GEMS_GENERATOR"):  # a reader has the package's own defaults
+            del self.environment[name]
         self._log = folder / "python.log"
         self._python: Process | None = None
         self._work = folder / "work"

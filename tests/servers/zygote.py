@@ -2,8 +2,9 @@
 
 A cold ``python -m gems`` spends eight CPU-seconds on importing torch, diffusers and LangChain. A fork of a process that
 has imported them spends less than one, and still has its own pid, signals, streams and exit code. The server imports
-the modules of ``gems`` that most commands use, too: they read no settings when they are imported. It loads the models
-that come with the package. The workers of xdist are forked from it as well (``conftest.py``).
+the modules of ``gems`` that most commands use, too: they read no settings when they are imported but the names of the
+default models, and a command that wants others gets an interpreter of its own. It loads the models that come with the
+package. The workers of xdist are forked from it as well (``conftest.py``).
 
 usage: zygote.py SOCKET        The server ends when its standard input is closed.
 
@@ -149,6 +150,8 @@ MODULES = (
 )
 """Modules of the package that most commands import, likewise."""
 
+_DEFAULT_MODELS = {name: os.environ.get(name, "") for name in ("GEMS_MLLM", "GEMS_GENERATOR")}
+
 
 class Server:
     """Accepts requests, forks, and reports how each child ended. Only a forked child returns from ``next_command``."""
@@ -247,11 +250,18 @@ def read_strictness_again(environment: dict[str, str]) -> None:
             vars(sys.modules[name])["STRICT_MSGPACK_ENABLED"] = strictness == "true"
 
 
+def read_default_models_again(request: dict[str, Any]) -> None:
+    """Become a fresh interpreter if the environment names other default models than those that were imported."""
+    if any(request["env"].get(name, "") != _DEFAULT_MODELS[name] for name in _DEFAULT_MODELS):
+        os.execve(sys.executable, [sys.executable, *request["arguments"]], request["env"])
+
+
 def execute(request: dict[str, Any]) -> None:
     """Do what ``python [-u] [-W FILTER ...] ARGUMENTS`` does, for ``-m MODULE``, ``-c CODE`` and a script's path."""
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    read_default_models_again(request)
     sys.path[1:1] = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in ("", *sys.path)]
     open_streams(request["env"])
     read_strictness_again(request["env"])

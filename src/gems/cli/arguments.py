@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
 
 import typer
 
+from gems.default_models import CHAT_MODEL, GENERATOR
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -151,23 +153,23 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
         Annotated[
             str,
             typer.Option(
-                help="Vision chat model: pocket, PROVIDER:MODEL such as openai:gpt-5, "
+                help="Vision chat model: open, pocket, PROVIDER:MODEL such as openai:gpt-5, "
                 "transformers:FOLDER_OR_REPO[@REVISION], or your own python:MODULE:FACTORY.",
                 rich_help_panel=MODELS,
             ),
         ],
-        "pocket",
+        CHAT_MODEL,
     ),
     "generator": Setting(
         Annotated[
             str,
             typer.Option(
-                help="Image generator: pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
+                help="Image generator: open, pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
                 "http:URL, comfyui:URL, or your own python:MODULE:FACTORY.",
                 rich_help_panel=MODELS,
             ),
         ],
-        "pocket",
+        GENERATOR,
     ),
     "generator_option": Setting(
         Annotated[

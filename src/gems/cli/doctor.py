@@ -89,6 +89,8 @@ def _quick_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
         yield "inspectors", partial(_list_inspectors, setup)
     if {"pocket", "pocket-large"} & {setup.context.generator, *_chat_names(setup)}:
         yield "words of the pocket models", _list_words
+    if "open" in {setup.context.generator, *_chat_names(setup)}:
+        yield "words of the open models", _list_open_words
 
 
 def _model_trials(setup: _Setup) -> Iterator[tuple[str, _Trial]]:
@@ -161,6 +163,23 @@ def _list_words() -> str:
     from gems.models.pocket.vocabulary import WORD_LISTS
 
     return "; ".join(f"{kind}: {', '.join(words)}" for kind, words in WORD_LISTS.items())
+
+
+def _list_open_words() -> str:
+    from gems.models.open.phrasebook import TONGUES
+    from gems.models.open.things import ARRANGEMENTS, BACKGROUNDS, LOOK_NAMES, PLACES, RELATIONS, SIZES, THINGS
+
+    lists = {
+        "looks": LOOK_NAMES[1:],
+        "sizes": SIZES,
+        "relations": RELATIONS,
+        "places": PLACES,
+        "arrangements": ARRANGEMENTS,
+        "backgrounds": BACKGROUNDS,
+        "languages": TONGUES,
+    }
+    words = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in lists.items())
+    return f"{len(THINGS)} things, counts up to twelve, a short text in quotes; {words}"
 
 
 # --- options --------------------------------------------------------------------------------------------------------

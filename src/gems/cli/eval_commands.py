@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from gems.cli.arguments import AsJson, Quiet, Setting, with_options, with_settings
+from gems.cli.arguments import SETTINGS, AsJson, Quiet, Setting, with_options, with_settings
 from gems.cli.console import (
     BACKEND_FAILURE,
     BAD_INPUT,
@@ -46,6 +46,11 @@ model or server failed, and the same command tries again; 130: stopped.""",
 )
 
 SEED: Final = Setting(Annotated[int, typer.Option(help="Seed of the prompts (grammar) and of the images.")], 0)
+
+_MODELS: Final = ("generator", "mllm")
+_POCKET: Final = {name: replace(SETTINGS[name], default="pocket") for name in _MODELS}
+_OPEN: Final = {name: replace(SETTINGS[name], default="open") for name in _MODELS}
+"""Each benchmark's models, where none is named: those that know its words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +86,7 @@ class _Options:
 @app.command()
 @guarded
 @with_options(_Options, "options")
-@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED)
+@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED, **_POCKET)
 def geneval2(
     *,
     data: Annotated[Path, typer.Option(help="The benchmark's geneval2_data.jsonl, which you provide (CC BY-NC 4.0).")],
@@ -98,7 +103,7 @@ def geneval2(
 @app.command()
 @guarded
 @with_options(_Options, "options")
-@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED)
+@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED, **_POCKET)
 def grammar(
     *,
     n: Annotated[int, typer.Option(min=1, help="Fresh prompts.")] = 1000,
@@ -115,7 +120,7 @@ def grammar(
 @app.command("open")
 @guarded
 @with_options(_Options, "options")
-@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED)
+@with_settings("generator", "mllm", "embedder", "skills_dir", seed=SEED, **_OPEN)
 def open_world(
     *,
     n: Annotated[int, typer.Option(min=1, help="Fresh prompts.")] = 1000,

@@ -99,6 +99,7 @@ def generate(
         raise InputError('say what the image should show: gems generate "three blue cars"')
     else:
         _check_prompt(check_prompt(prompt), context)
+        _warn_of_strange_images(context)
     with _loading(quiet=quiet):
         from gems.runs.folder import write_run
         from gems.runs.sessions import begin_run, resume_run
@@ -117,12 +118,29 @@ def generate(
     raise typer.Exit(exit_code(record.outcome))
 
 
+def _warn_of_strange_images(context: GemsContext) -> None:
+    """The embedded verifier sees what the embedded generators draw, and would judge other images at random."""
+    if context.chat_model("verifier") == "open" and context.generator not in ("open", "pocket", "pocket-large"):
+        err.print(
+            "[yellow]![/] the open chat model knows drawings of the open generator only: its verdicts on images of "
+            f"{escape(context.generator)} mean little; name a chat model that sees with --mllm",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
 def _check_prompt(prompt: str, context: GemsContext) -> None:
-    """Refuse a prompt that the pocket models cannot read before anything is loaded, which takes seconds."""
-    if "pocket" in {context.chat_model("decomposer"), context.chat_model("planner") if context.plan else ""}:
+    """Refuse a prompt that an embedded model cannot read before anything is loaded, which takes seconds."""
+    readers = {context.chat_model("decomposer"), context.chat_model("planner") if context.plan else ""}
+    if "pocket" in readers:
         from gems.models.pocket.grammar import parse_prompt
 
         parse_prompt(prompt)
+    if "open" in readers:
+        from gems.models.open.neighbours import nearest_thing
+        from gems.models.open.wish_reading import read
+
+        read(prompt, nearest_thing)
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from gems.models.minilm import MiniLM
 from gems.models.open.things import THINGS, WORDS_FOLDER
+
+if TYPE_CHECKING:
+    from gems.models.minilm import MiniLM
 
 __all__ = ["nearest_thing"]
 
@@ -33,6 +35,8 @@ def nearest_thing(noun: str) -> str | None:
 
 @cache
 def _embedder() -> MiniLM:
+    from gems.models.minilm import MiniLM  # heavy, and most prompts name known things only
+
     return MiniLM()
 
 
