@@ -1,5 +1,8 @@
 """Guards a LangGraph server: it answers to its own names, to pages of allowed origins, and to requests without secrets.
 
+Clients use the paths that runs need. The others are the operator's: one of them deploys this folder with the operator's
+key, one deletes all threads, others profile the process or tell of it. Most are open whatever login the operator adds.
+
 A development server has no key. Without these checks, each page that is open in the operator's browser could use it:
 by CORS, by plain form requests that need no CORS, or under the page's own host name (DNS rebinding).
 """
@@ -18,7 +21,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gems.errors import InputError
-from gems.graph.client_rules import ClientRules
+from gems.graph.client_rules import TRUST, ClientRules
 from gems.json_text import parse_json
 from gems.secrets import one_line
 
@@ -31,6 +34,12 @@ _LOCAL_HOSTS: Final = ("localhost", "127.0.0.1", "::1")
 _SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 _IN_PROCESS: Final = "/noauth"
 """The root path of requests that the server sends to itself. No request from outside has one."""
+_PATHS: Final = (
+    *("", "info", "ok", "docs", "openapi.json"),  # "" is the health check of load balancers
+    *("assistants", "threads", "runs", "store"),
+    *("mcp", "a2a", ".well-known", "artifacts"),
+)
+"""The first parts of the paths that clients use. What a later version of the server adds is the operator's."""
 _TRACING: Final = (b"baggage", b"langsmith-trace")
 """Headers whose content the server puts into a run's config and stores, whatever langgraph.json says."""
 
@@ -71,6 +80,7 @@ class ServerGuard:
             return
         try:
             self._check_sender(scope)
+            self._check_path(scope)
             checked = (
                 self._messages(receive, send) if scope["type"] == "websocket" else await self._body(scope, receive)
             )
@@ -95,6 +105,14 @@ class ServerGuard:
         if is_foreign:
             raise _RefusedError(
                 403, f"pages of {origin or 'other sites'} may not use this server; see http.cors in langgraph.json"
+            )
+
+    def _check_path(self, scope: Scope) -> None:
+        """Check that a client may use the path."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if not self._rules.trusts_clients and path.lstrip("/").partition("/")[0] not in _PATHS:
+            raise _RefusedError(
+                403, f"only the operator of this server uses {one_line(path, 60)}; {TRUST}=1 lets all clients use it"
             )
 
     def _answers_to(self, host: str) -> bool:

@@ -124,6 +124,52 @@ def test_sockets_are_guarded_too(http: httpx.Client, studio: Studio) -> None:
         assert "only the operator" in closed.value.rcvd.reason
 
 
+# --- paths ----------------------------------------------------------------------------------------------------------
+
+OPERATORS_PATHS = [
+    ("POST", "/deploy"),
+    ("POST", "/deploy/"),
+    ("POST", "/%64eploy"),
+    ("POST", "/deploy?name=x"),
+    ("GET", "/deploy"),
+    ("HEAD", "/deploy"),
+    ("GET", "/deploy/x/stream"),
+    ("POST", "/internal/truncate"),
+    ("GET", "/internal/debug/thread/THREAD"),
+    ("GET", "/metrics"),
+    ("GET", "/metrics?format=json"),
+    ("GET", "/profile"),
+    ("POST", "/ui/gems"),
+    ("GET", "/ui/gems/entrypoint.js"),
+    ("GET", "/what-a-later-version-adds"),
+]
+
+
+@needs("studio")
+def test_paths_that_no_run_needs_are_the_operators(http: httpx.Client) -> None:
+    thread = http.post("/threads", json={"metadata": {"note": "kept"}}).json()["thread_id"]
+    for method, path in OPERATORS_PATHS:
+        body = {"name": "x"} if method == "POST" else None
+        response = http.request(method, path.replace("THREAD", thread), json=body)
+        assert response.status_code == 403, (method, path, response.text)
+        if method != "HEAD":
+            assert "only the operator of this server uses /" in refusal(response, 403)
+    assert http.get(f"/threads/{thread}").json()["metadata"]["note"] == "kept"
+
+
+@needs("studio")
+def test_studio_and_clients_use_the_paths_that_they_need(http: httpx.Client) -> None:
+    [assistant] = http.post("/assistants/search", json={"graph_id": "gems", "limit": 1}).json()
+    card = f"/a2a/{assistant['assistant_id']}/.well-known/agent-card.json"
+    for path in ("/", "/ok", "/ok?check_db=1", "/info", "/docs", "/openapi.json", card):
+        assert http.get(path).status_code == 200, path
+    assert http.get("/.well-known/agent-card.json", params={"assistant_id": assistant["assistant_id"]}).is_success
+    listing = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    assert "gems" in http.post("/mcp", json=listing, headers={"accept": "application/json"}).text
+    assert http.post("/store/namespaces", json={}).status_code == 200
+    assert http.post("/runs/crons/search", json={}).status_code == 200
+
+
 # --- what clients may set -------------------------------------------------------------------------------------------
 
 OPERATORS: list[dict[str, Any]] = [
@@ -384,3 +430,4 @@ def test_clients_that_are_the_operator_set_everything_but_secrets(trusting_studi
         assert "did you mean 'max_rounds'" in refusal(http.post("/runs/wait", json={"context": {"max_round": 1}}))
         assert refusal(http.post("/threads", json={}, headers={"origin": "https://evil.example"}), 403)
         check_nothing_is_stored(http, trusting_studio)
+        assert "has_api_key" in http.get("/deploy").json(), "Studio offers its button to the operator"

@@ -184,13 +184,13 @@ def _image_generator(name: str, options: GeneratorOptions, may_download: bool) -
         from gems.models.pocket.weights import weights_folder
 
         folder = weights_folder(POCKET[name])
-        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.pocket.light")
+        return DiffusersGenerator(str(folder), name=name, options=options)
     if name == "open":
         from gems.models.diffusers.backend import DiffusersGenerator
         from gems.models.open.weights import GENERATOR, open_weights
 
         folder = open_weights(GENERATOR)
-        return DiffusersGenerator(str(folder), name=name, options=options, module="gems.models.open.open_pipeline")
+        return DiffusersGenerator(str(folder), name=name, options=options)
     if kind == "diffusers":
         from gems.models.diffusers.backend import DiffusersGenerator
 

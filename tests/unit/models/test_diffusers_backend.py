@@ -27,7 +27,18 @@ from gems.models.diffusers import check as diffusers_check
 from gems.models.diffusers.backend import DiffusersGenerator
 from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of, weights_size
 from gems.models.diffusers.source import PipelineSource
-from gems.models.generators import DEFAULTS, Edit, GeneratedImage, ImageRequest, Step, takes_negative_prompts
+from gems.models.generators import (
+    DEFAULTS,
+    Edit,
+    GeneratedImage,
+    ImageRequest,
+    Step,
+    guide_of,
+    objection_to,
+    takes_negative_prompts,
+)
+from gems.models.open.weights import open_weights
+from gems.models.pocket.weights import weights_folder
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
 
@@ -812,7 +823,7 @@ def test_check_works_without_the_hub() -> None:
     assert "the hub does not answer" in generator("owner/repo").check()
 
 
-# --- pocket ----------------------------------------------------------------------------------------------------------
+# --- our own pipelines ---------------------------------------------------------------------------------------------
 
 
 def test_pocket_takes_the_options_that_its_pipeline_takes() -> None:
@@ -822,3 +833,22 @@ def test_pocket_takes_the_options_that_its_pipeline_takes() -> None:
     assert [(at.index, at.step, at.steps) for at in reports] == [(i, s, 3) for i in range(2) for s in (1, 2, 3)]
     with pytest.raises(InputError, match="PocketPipeline takes no width"):
         init_image_generator("pocket", GeneratorOptions(width=256)).generate([ImageRequest("a dog", 1)])
+
+
+@pytest.mark.parametrize(("name", "weights"), [("pocket", weights_folder), ("open", open_weights)])
+def test_a_copy_of_our_own_weights_draws_the_same(name: str, weights: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(weights("generator"), tmp_path / "copy")
+    ours, copy = init_image_generator(name), init_image_generator(f"diffusers:{folder}", authority=OPERATOR)
+    for request in (ImageRequest("two red cars", 1), ImageRequest("a green dog", 2)):
+        [expected], [drawn] = (images(g, [request]) for g in (ours, copy))
+        assert drawn == expected
+    assert copy.fingerprint == ours.fingerprint
+    assert guide_of(copy) == guide_of(ours) != ""
+    assert objection_to(copy, "a zzyx") == objection_to(ours, "a zzyx") != ""
+
+
+@pytest.mark.usefixtures("repository")
+def test_our_own_pipelines_are_loaded_from_folders_only(tmp_path: Path) -> None:
+    edit_index(tmp_path / "snapshots" / "c0ffee", _class_name="OpenPipeline")
+    with pytest.raises(BackendError, match=r"OpenPipeline, .* does not have; download it and give the folder"):
+        generator("owner/repo").load()

@@ -52,7 +52,6 @@ class DiffusersGenerator:
         source: ``FOLDER_OR_REPO[@REVISION]``, or a file with the weights.
         name: The name of this backend in records.
         options: How images are drawn.
-        module: The module that defines the pipeline's class, if it is not diffusers.
         may_download: Whether files may be downloaded.
     """
 
@@ -62,14 +61,12 @@ class DiffusersGenerator:
         *,
         name: str,
         options: GeneratorOptions = DEFAULTS,
-        module: str = "diffusers",
         may_download: bool = True,
     ) -> None:
         self.name = name
         self._options = options
         self._source = PipelineSource.parse(
             source,
-            module=module,
             trust_remote_code=options.trust_remote_code,
             config=options.config,
             may_download=may_download,

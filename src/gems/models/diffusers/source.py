@@ -25,6 +25,8 @@ _CONFIGS: Final = {"scheduler": "scheduler_config.json", "guider": "guider_confi
 """The configuration files of components that are no models, by component; a model has a config.json."""
 _MOST_BYTES: Final = 16 * 2**20
 """The size of the largest file that is read to learn what a pipeline is; real ones have a few thousand bytes."""
+_OWN: Final = {"PocketPipeline": "gems.models.pocket.light", "OpenPipeline": "gems.models.open.open_pipeline"}
+"""The modules of the pipelines of this package, by class. They load folders: those that come with it, and others."""
 _INDEXES: Final = ("model_index.json", MODULAR_INDEX)
 """The files that say which pipeline a folder or repository holds; the first that is there counts."""
 
@@ -44,7 +46,6 @@ class PipelineSource:
     Attributes:
         path: A local folder, the id of a repository, or a file with the weights alone.
         revision: A branch, tag or commit of the repository; None is its main branch.
-        module: The module that defines the pipeline's class, if it is not diffusers.
         trust_remote_code: Whether code in the repository may run.
         config: For a file: the folder or repository of the pipeline that its weights are for, if it was given.
         may_download: Whether files may be downloaded; otherwise only copies that this machine has are used.
@@ -52,7 +53,6 @@ class PipelineSource:
 
     path: str
     revision: str | None = None
-    module: str = "diffusers"
     trust_remote_code: bool = False
     config: str | None = None
     may_download: bool = True
@@ -62,7 +62,6 @@ class PipelineSource:
         cls,
         text: str,
         *,
-        module: str = "diffusers",
         trust_remote_code: bool = False,
         config: str | None = None,
         may_download: bool = True,
@@ -78,7 +77,7 @@ class PipelineSource:
             path, revision = text, ""
         if revision and Path(path).is_dir():
             raise InputError(f"{path} is a local folder, which has no revisions: leave @{revision} out")
-        return cls(path, revision or None, module, trust_remote_code, config, may_download)
+        return cls(path, revision or None, trust_remote_code, config, may_download)
 
     @property
     def folder(self) -> Path | None:
@@ -99,9 +98,7 @@ class PipelineSource:
         """
         if self.file is None:
             return self
-        return PipelineSource.parse(
-            self.config or known_repository(self.file), module=self.module, may_download=self.may_download
-        )
+        return PipelineSource.parse(self.config or known_repository(self.file), may_download=self.may_download)
 
     @property
     def name(self) -> str:
@@ -190,13 +187,14 @@ class PipelineSource:
             return modular_class(self.index, self.path)
         if isinstance(name, list):  # [file, class]: code in the repository
             return _remote_class(self, *name)
-        kind = getattr(importlib.import_module(self.module), name, None)
+        kind = getattr(importlib.import_module(_OWN[name] if self.is_own else "diffusers"), name, None)
         if not inspect.isclass(kind) or not hasattr(kind, "from_pretrained"):
             import diffusers
 
+            advice = "download it and give the folder" if name in _OWN else "try 'pip install -U diffusers'"
             raise BackendError(
                 f"{self.path} is for the pipeline {name}, which diffusers {diffusers.__version__} does not have; "
-                "try 'pip install -U diffusers'",
+                f"{advice}",
                 retryable=False,
             )
         return kind
@@ -246,7 +244,7 @@ class PipelineSource:
     @property
     def is_own(self) -> bool:
         """Whether it is a pipeline of this package, whose images are the same on every machine."""
-        return self.module != "diffusers"
+        return self.folder is not None and str(self.index["_class_name"]) in _OWN
 
     def component_class(self, name: str) -> type | None:
         """The class of a component of diffusers; None if there is no such component, or it is of another library."""
