@@ -20,6 +20,7 @@ from gems.shared import shared
 __all__ = [
     "CHAT_FORMS",
     "FORMS",
+    "LIMITS",
     "POCKET",
     "check_chat_name",
     "check_generator_name",
@@ -44,6 +45,17 @@ FORMS: Final = (
 
 POCKET: Final = {"pocket": "generator", "pocket-large": "generator_large"}
 """The image generators that come with the package, and their folders of weights."""
+
+_ANYTHING_ELSE: Final = (
+    "For anything else start GEMS with real ones: --generator takes any diffusers pipeline or image server, --mllm any "
+    "chat model."
+)
+
+LIMITS: Final = {
+    "open": f"The open models draw simple scenes of some 800 things, in thirteen languages. {_ANYTHING_ELSE}",
+    **dict.fromkeys(POCKET, f"The pocket models draw 40 things, which gems doctor lists. {_ANYTHING_ELSE}"),
+}
+"""What the image generators that come with the package draw, for people who meet them without a manual."""
 
 _GENERATOR_MEMBERS: Final = ("name", "fingerprint", "edits", "generate")
 """The members of ``ImageGenerator``."""

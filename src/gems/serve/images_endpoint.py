@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
+from gems.models.registry import LIMITS
 from gems.runs.record import AttemptRecord, RunRecord
 from gems.seeds import seed_of_request_image
 from gems.serve.admission import Submission
@@ -71,12 +72,15 @@ class _ImagesRoutes:
 
     async def models(self) -> ModelList:
         """The names that a request may give as its model. All of them are this agent."""
-        return ModelList(data=[Model(id=name) for name in self.service.settings.served_names])
+        return ModelList(data=list(map(self._model, self.service.settings.served_names)))
 
     async def model(self, model: str) -> Model:
         """One of these names."""
         self._check_model(model)
-        return Model(id=model)
+        return self._model(model)
+
+    def _model(self, name: str) -> Model:
+        return Model(id=name, description=LIMITS.get(self.service.settings.context.generator, ""))
 
     async def generations(
         self, form: ImagesRequest, request: Request, idempotency_key: IdempotencyKey = None

@@ -96,6 +96,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: Literal["gems"] = "gems"
+    description: str = Field(default="", description="What it draws, if that is little. OpenAI has no such field.")
 
 
 class ModelList(BaseModel):

@@ -373,6 +373,7 @@ function begin() {
       draw();
     }
     await list();
+    $("limits").textContent = (await call("/v1/models")).data[0].description;
     if (id.startsWith("run-")) await show(id);
   });
 }
