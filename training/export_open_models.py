@@ -1,8 +1,8 @@
 """Put the trained open models together: ``python training/export_open_models.py --runs DIR``.
 
 ``--runs`` has the folders gen, finder, namer and letters of the four trainings. Prototypes of what is seen are embedded
-from the things' drawings; probabilities are calibrated on fresh scenes, half of them made by the generator, that is
-with its mistakes.
+from the things' drawings; probabilities are calibrated on fresh scenes, two thirds of them made by the
+generator, that is with its mistakes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from train_open_generator import SEEN_THINGS, make_text
 from train_vision import _fit_platt, _fit_temperature, _spread
 
 from gems.evals.open_oracle import Truth, holds, shown_items
-from gems.models.open.draft_wording import terse
+from gems.models.open.chat import expected_of
+from gems.models.open.draft_wording import rich, terse
 from gems.models.open.eyes import save_eyes
 from gems.models.open.finder import Finder
 from gems.models.open.lettering import LineReader
@@ -35,7 +36,7 @@ from gems.models.open.questions import Who, questions_of
 from gems.models.open.sight import Calibration, Eyes, Sight
 from gems.models.open.slots import decode
 from gems.models.open.stage import Item, layout, relation_margin, sample_wish
-from gems.models.open.things import BACKGROUNDS, RELATIONS, THINGS
+from gems.models.open.things import BACKGROUNDS, LOOK_NAMES, RELATIONS, THINGS
 from gems.models.open.wish import Wish
 from gems.models.pocket.vision import normalise
 
@@ -70,14 +71,15 @@ def assemble_eyes(runs: Path) -> Eyes:
 
 
 def scenes(pipeline: OpenPipeline, count: int, seed: int) -> Iterator[_Scene]:
-    """Scenes of things that training saw: laid out, and drawn by the generator, in turn; with what was asked for."""
+    """Scenes of things that training saw: laid out, or drawn from a draft; with what was asked for."""
     rng = np.random.default_rng(seed)
     for k in range(count):
         scene = layout(sample_wish(rng, SEEN_THINGS, make_text), rng)
         items, background, text = scene.items, scene.background, scene.text
-        if k % 2:
+        if k % 3:
             generator = torch.Generator().manual_seed(seed + k)
-            slots = pipeline(terse(scene.wish), generator=generator, output_type="slots").images[0]
+            draft = terse(scene.wish) if k % 3 == 1 else rich(scene, rng)
+            slots = pipeline(draft, generator=generator, output_type="slots").images[0]
             items, background, text = decode(np.asarray(slots))
         image = draw(items, background, text=text, style=int(rng.integers(2**16)))
         yield image, (items, background, text), scene.wish
@@ -89,7 +91,7 @@ def calibrate(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_
     names: tuple[list[NDArray[np.float64]], list[int]] = ([], [])
     looks: tuple[list[NDArray[np.float64]], list[int]] = ([], [])
     grounds: tuple[list[NDArray[np.float64]], list[int]] = ([], [])
-    expected: list[NDArray[np.bool_]] = []
+    masks: tuple[list[NDArray[np.bool_]], list[NDArray[np.bool_]]] = ([], [])
     margins: dict[str, list[float]] = {name: [] for name in RELATIONS}
     for image, (items, background, _), wish in scenes(pipeline, count, seed):
         sight = eyes.look(image)
@@ -106,37 +108,48 @@ def calibrate(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_
             partners.remove(twin)
             names[0].append(np.log(d.names + 1e-12))
             names[1].append(twin.thing)
-            expected.append(np.isin(np.arange(len(THINGS)), [g.thing for g in wish.groups]))
+            masks[0].append(np.isin(np.arange(len(THINGS)), [g.thing for g in wish.groups]))
+            own = [g.look for g in wish.groups if g.thing == twin.thing]
+            masks[1].append(np.isin(np.arange(len(LOOK_NAMES)), own))
             looks[0].append(np.log(d.looks + 1e-12))
             looks[1].append(twin.look)
         _add_margins(margins, items, sight)
     scale, shift = _fit_platt(heat)
-    temperature, odds = _fit_expectation(*names, expected)
+    name_temperature, expected_odds = _fit_expectation(*names, masks[0])
+    look_temperature, look_odds = _fit_expectation(*looks, masks[1])
     return Calibration(
         heat_scale=scale,
         heat_shift=shift,
-        name_temperature=temperature,
-        expected_odds=odds,
-        look_temperature=_fit_temperature(*looks),
+        name_temperature=name_temperature,
+        expected_odds=expected_odds,
+        look_odds=look_odds,
+        look_temperature=look_temperature,
         background_temperature=_fit_temperature(*grounds),
         margin_error={name: round(_spread(errors), 4) for name, errors in margins.items() if len(errors) > 20},
     )
 
 
 def _fit_expectation(
-    log_probabilities: list[NDArray[np.float64]], things: list[int], expected: list[NDArray[np.bool_]]
+    log_probabilities: list[NDArray[np.float64]], classes: list[int], masks: list[NDArray[np.bool_]]
 ) -> tuple[float, float]:
-    """The temperature, and the odds of what was asked for, that make the true names likeliest."""
-    logits, mask = torch.from_numpy(np.stack(log_probabilities)), torch.from_numpy(np.stack(expected))
-    rows, truth = torch.arange(len(things)), torch.tensor(things)
+    """The temperature, and the odds of what was asked for, that make the true names or looks likeliest.
+
+    A few finds are matched with the wrong thing; what they say counts for no more than a guess would.
+    """
+    logits, mask = torch.from_numpy(np.stack(log_probabilities)), torch.from_numpy(np.stack(masks))
+    rows, truth = torch.arange(len(classes)), torch.tensor(classes)
 
     def surprise(temperature: float, odds: float) -> float:
         scaled = (logits / temperature + mask * math.log(odds)).log_softmax(dim=1)
-        return float(-scaled[rows, truth].mean())
+        return float(-(_MATCHED * scaled[rows, truth].exp() + (1 - _MATCHED) / 20).log().mean())
 
-    grid = [(t, o) for t in np.geomspace(0.5, 3.0, 30) for o in np.geomspace(3, 3000, 16)]
+    grid = [(t, o) for t in np.geomspace(0.5, 6.0, 30) for o in np.geomspace(1, 100_000, 26)]
     temperature, odds = min(grid, key=lambda pair: surprise(*pair))
     return round(float(temperature), 4), round(float(odds), 1)
+
+
+_MATCHED: Final = 0.95
+"""The share of finds that are matched with the thing that they show; the rest lie where things cover each other."""
 
 
 def fit_count_odds(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_003) -> float:
@@ -144,17 +157,17 @@ def fit_count_odds(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1
     answers: list[tuple[float, bool]] = []
     for image, (items, background, text), wish in scenes(pipeline, count, seed):
         truth = (shown_items(items), background, text)
-        sight = eyes.look(image).expecting({group.thing for group in wish.groups})
-        for _, q in questions_of(wish):
-            if q.kind == "count":
-                answers.append((sight.p_count(q.who, q.count), holds(q, truth)))
+        questions = [question for _, question in questions_of(wish)]
+        sight = eyes.look(image).expecting(expected_of(questions))
+        counts = (question for question in questions if question.kind == "count")
+        answers += [(sight.p_count(q.who, q.count), holds(q, truth)) for q in counts]
     p, right = (np.array(column, dtype=float) for column in zip(*answers, strict=True))
 
     def surprise(odds: float) -> float:
         q = np.clip(odds * p / (odds * p + 1 - p), 0.01, 0.99)
         return float(-np.mean(np.where(right > 0, np.log(q), np.log(1 - q))))
 
-    return round(float(min(np.geomspace(0.3, 30, 40), key=surprise)), 2)
+    return round(float(min(np.geomspace(0.3, 100, 40), key=surprise)), 2)
 
 
 def _add_margins(margins: dict[str, list[float]], items: list[Item], sight: Sight) -> None:

@@ -24,7 +24,7 @@ from gems.models.open.wish_reading import Reading, read
 from gems.models.pocket.chat import PocketChatModel, seeded
 from gems.models.pocket.weights import folder_fingerprint
 
-__all__ = ["OpenChatModel", "judge_all"]
+__all__ = ["OpenChatModel", "expected_of", "judge_all"]
 
 _USES: Final[tuple[tuple[str, Callable[[Wish], bool]], ...]] = (
     ("a definite number of things", lambda wish: any(g.count > 1 for g in wish.groups)),
@@ -218,9 +218,21 @@ def _numbers(sight: Any, questions: Sequence[Question]) -> _Numbers:
 
 def judge_all(sight: Any, questions: Sequence[Question]) -> list[tuple[float, str]]:
     """The probability of yes to each of some questions about one image, and what was seen."""
-    sight = sight.expecting({who.thing for q in questions if q.kind in _POSITIVE for who in (q.who, *q.partners)})
+    sight = sight.expecting(expected_of(questions))
     numbers = _numbers(sight, questions)
     return [_judge(sight, question, numbers) for question in questions]
+
+
+def expected_of(questions: Sequence[Question]) -> dict[int, set[int]]:
+    """The things that an image was made to show, each with the looks that are asked of it; 0 is no look."""
+    looks: dict[int, set[int]] = {}
+    for question in questions:
+        if question.kind in _POSITIVE:
+            for who in (question.who, *question.partners):
+                looks.setdefault(who.thing, set()).update([who.look] if who.look >= 0 else [])
+        if question.kind == "attribute":
+            looks[question.who.thing].add(question.look)
+    return {thing: those or {0} for thing, those in looks.items()}
 
 
 def _judge(sight: Any, question: Question, numbers: _Numbers) -> tuple[float, str]:

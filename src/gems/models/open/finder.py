@@ -7,6 +7,7 @@ namer tells from a crop of it.
 
 from __future__ import annotations
 
+from math import exp, hypot, log
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -63,32 +64,49 @@ class Spot(NamedTuple):
 
 
 _FLOOR: Final = 0.06
-_REACH: Final = 0.17
-"""Two finds are one thing if their distance is below this share of their mean size."""
+_REACH: Final = 0.2
+"""How far a find throws doubt on weaker ones, in sides of the smaller of the two."""
 
 
 def spots_of(outputs: dict[str, NDArray[np.float32]], scale: float = 1.0, shift: float = 0.0) -> list[Spot]:
-    """What one image's raw outputs, each (HEADS[name], GRID, GRID), have found, most certain first."""
-    scores = 1 / (1 + np.exp(-(scale * outputs["heat"][0].astype(np.float64) + shift)))
-    rows, columns = np.nonzero(scores >= _FLOOR)
+    """What one image's raw outputs, each (HEADS[name], GRID, GRID), have found, most certain first.
+
+    A find close to a stronger one is probably the same thing, and loses most of its score (Gaussian soft non-maximum
+    suppression, arXiv 1704.04503). ``scale`` and ``shift`` calibrate the logits of what remains.
+    """
+    scores = 1 / (1 + np.exp(-outputs["heat"][0].astype(np.float64)))
+    rows, columns = np.nonzero(scores >= _LEAST)
     order = np.argsort(-scores[rows, columns], kind="stable")
     spots: list[Spot] = []
     for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-        size, depth = (outputs["box"][:, row, column] * BOX_SCALE + BOX_MEAN).tolist()
-        dx, dy = outputs["offset"][:, row, column].tolist()
-        spot = Spot(
-            float(scores[row, column]),
-            float(np.clip((column + 0.5 + dx) / GRID, 0, 1)),
-            float(np.clip((row + 0.5 + dy) / GRID, 0, 1)),
-            float(np.clip(size, 0.04, 1)),
-            float(np.clip(depth, 0, 1)),
-            float(1 / (1 + np.exp(-outputs["lettered"][0, row, column]))),
-        )
-        if not any(_is_same(spot, other) for other in spots):
-            spots.append(spot)
-    return spots
+        spot = _spot(outputs, row, column, float(scores[row, column]))
+        rest = float(np.prod([1 - exp(-(_distance(spot, other) ** 2) / (2 * _REACH**2)) for other in spots]))
+        if spot.score * rest >= _LEAST:
+            spots.append(spot._replace(score=spot.score * rest))
+    calibrated = [spot._replace(score=_calibrated(spot.score, scale, shift)) for spot in spots]
+    return sorted((spot for spot in calibrated if spot.score >= _FLOOR), key=lambda spot: -spot.score)
 
 
-def _is_same(a: Spot, b: Spot) -> bool:
-    reach = _REACH * min(a.size, b.size)
-    return (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < reach**2
+_LEAST: Final = 0.03
+
+
+def _spot(outputs: dict[str, NDArray[np.float32]], row: int, column: int, score: float) -> Spot:
+    size, depth = (outputs["box"][:, row, column] * BOX_SCALE + BOX_MEAN).tolist()
+    dx, dy = outputs["offset"][:, row, column].tolist()
+    return Spot(
+        score,
+        float(np.clip((column + 0.5 + dx) / GRID, 0, 1)),
+        float(np.clip((row + 0.5 + dy) / GRID, 0, 1)),
+        float(np.clip(size, 0.04, 1)),
+        float(np.clip(depth, 0, 1)),
+        float(1 / (1 + np.exp(-outputs["lettered"][0, row, column]))),
+    )
+
+
+def _distance(a: Spot, b: Spot) -> float:
+    """Between two centres, in sides of the smaller."""
+    return hypot(a.x - b.x, a.y - b.y) / min(a.size, b.size)
+
+
+def _calibrated(score: float, scale: float, shift: float) -> float:
+    return 1 / (1 + exp(-(scale * log(score / (1 - min(score, 1 - 1e-9))) + shift)))

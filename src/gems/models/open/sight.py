@@ -6,7 +6,7 @@ Nothing here depends on how an image was made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import erf, sqrt
@@ -23,7 +23,7 @@ from gems.models.open.namer import Namer, crop_of
 from gems.models.open.painting import plate_of
 from gems.models.open.questions import Question, Who
 from gems.models.open.stage import Item, holds_place, relation_margin
-from gems.models.open.things import BACKGROUNDS, SIZES, THINGS
+from gems.models.open.things import BACKGROUNDS, LOOK_NAMES, SIZES
 from gems.models.pocket.vision import normalise, pixels
 
 __all__ = ["Calibration", "Detection", "Eyes", "Sight"]
@@ -40,6 +40,8 @@ class Calibration:
     background_temperature: float = 1.0
     expected_odds: float = 15.0
     """How much likelier a thing is that was asked for than one that was not."""
+    look_odds: float = 1.0
+    """How much likelier a thing that was asked for has the look that was asked of it than another."""
     count_odds: float = 5.0
     """How much likelier the number that was asked for is than sight alone, which takes overlapping things for one."""
     margin_error: dict[str, float] = field(default_factory=dict)
@@ -54,8 +56,9 @@ class Detection:
         item: The most likely thing: class, look, place, size and depth.
         score: The probability that there is a thing at all.
         names: Probabilities of THINGS, given that there is a thing.
-        looks: Probabilities of LOOK_NAMES, given that there is a thing.
+        looks: Probabilities of LOOK_NAMES, given that there is a thing of which nothing was asked.
         lettered: The probability that something is written on it.
+        looks_of: Probabilities of LOOK_NAMES given what the thing is, for things that were asked for.
     """
 
     item: Item
@@ -63,11 +66,30 @@ class Detection:
     names: NDArray[np.float64]
     looks: NDArray[np.float64]
     lettered: float
+    looks_of: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
 
     def is_a(self, who: Who) -> float:
         """The probability that there is a thing and that it is one of these."""
-        look = float(self.looks[who.look]) if who.look >= 0 else 1.0
+        look = self.p_look(who.thing, who.look) if who.look >= 0 else 1.0
         return self.score * float(self.names[who.thing]) * look
+
+    def p_look(self, thing: int, look: int) -> float:
+        """The probability of a look, given what the thing is."""
+        return float(self.looks_of.get(thing, self.looks)[look])
+
+    def expecting(self, asked: Mapping[int, Collection[int]], name_odds: float, look_odds: float) -> Detection:
+        """The same find by someone who knows which things were asked for, and in which looks."""
+        names, looks_of = self.names.copy(), {}
+        for thing, looks in asked.items():
+            odds = np.ones(len(LOOK_NAMES))
+            odds[list(looks)] = look_odds
+            joint = self.looks * odds / odds.mean()
+            names[thing] *= name_odds * joint.sum()
+            looks_of[thing] = joint / joint.sum()
+        names /= names.sum()
+        best = int(names.argmax())
+        item = replace(self.item, thing=best, look=int(looks_of.get(best, self.looks).argmax()))
+        return replace(self, item=item, names=names, looks_of=looks_of)
 
 
 _SURE: Final = 0.5
@@ -90,16 +112,11 @@ class Sight:
         self.detections, self.backgrounds = tuple(detections), backgrounds
         self._image, self._reader, self._calibration = image, reader, calibration
 
-    def expecting(self, things: Collection[int]) -> Self:
-        """The same sight by someone who knows which things the image was made to show: they are likelier."""
-        odds = np.ones(len(THINGS))
-        odds[list(things)] = self._calibration.expected_odds
-        expected = []
-        for d in self.detections:
-            names = d.names * odds / float(d.names @ odds)
-            item = replace(d.item, thing=int(names.argmax()))
-            expected.append(replace(d, item=item, names=names))
-        return type(self)(expected, self.backgrounds, self._image, self._reader, self._calibration)
+    def expecting(self, asked: Mapping[int, Collection[int]]) -> Self:
+        """The same sight by someone who knows what the image was made to show: these things, in these looks."""
+        c = self._calibration
+        expected = [d.expecting(asked, c.expected_odds, c.look_odds) for d in self.detections]
+        return type(self)(expected, self.backgrounds, self._image, self._reader, c)
 
     def p_any(self, who: Who) -> float:
         """The probability that the image shows at least one."""
@@ -136,7 +153,7 @@ class Sight:
         """The probability that there are such things and that all of them look so."""
         all_have = 1.0
         for detection in self.detections:
-            all_have *= 1.0 - detection.is_a(who) * (1.0 - float(detection.looks[look]))
+            all_have *= 1.0 - detection.is_a(who) * (1.0 - detection.p_look(who.thing, look))
         return max(0.0, all_have - float(self.counts(who)[0]))
 
     def p_size(self, who: Who, size: str) -> float:
