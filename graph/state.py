@@ -242,6 +242,16 @@ class Usage(_Frozen):
     lost_cost: NonNegativeFloat = Field(
         default=0.0, exclude_if=lambda cost: cost == 0, description="About what those tokens cost."
     )
+    killed_images: NonNegativeInt = Field(
+        default=0,
+        exclude_if=lambda images: images == 0,
+        description="The most of the images that steps had asked for which a kill interrupted; nobody has them.",
+    )
+    killed_calls: NonNegativeInt = Field(
+        default=0,
+        exclude_if=lambda calls: calls == 0,
+        description="The most of the chat calls that steps had made which a kill interrupted.",
+    )
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})

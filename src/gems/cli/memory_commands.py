@@ -185,6 +185,7 @@ def import_(
     ] = False,
     folder: Folder = None,
     context: GemsContext,
+    as_json: AsJson = False,
 ) -> None:
     """Add exported records, replacing those with the same key; doing it twice changes nothing.
 
@@ -196,8 +197,21 @@ def import_(
 
     with closing(FaissStore(_folder(folder), embedder=init_embedder(context.embedder))) as store, _bar() as bar:
         task = bar.add_task("Embedding", total=None)
-        count = import_lines(store, read_lines(file), lambda count: bar.update(task, completed=count), own=own)
-    err.print(f"{count} records imported", highlight=False)
+        result = import_lines(store, read_lines(file), lambda count: bar.update(task, completed=count), own=own)
+    if as_json:
+        left_out = {"solved_prompts": result.solved_notes, "expired": result.expired}
+        print_json({"imported": result.records, "left_out": left_out})
+        return
+    err.print(f"{result.records} records imported", highlight=False)
+    if result.solved_notes:
+        err.print(
+            f"{result.solved_notes} records that say which prompts are solved were left out: they decide which images "
+            "--reuse returns. If the file is from your own runs, --own takes them over",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if result.expired:
+        err.print(f"{result.expired} records were left out: they have expired", highlight=False)
 
 
 @app.command()

@@ -13,9 +13,9 @@ from rich.table import Table
 from gems.cli.console import BACKEND_FAILURE, BEST_EFFORT, INTERRUPTED, SOLVED, err, out
 
 if TYPE_CHECKING:
-    from gems.graph.state import Answer, Outcome
+    from gems.graph.state import Answer, Outcome, Usage
 
-__all__ = ["MARKS", "CheckedRequirement", "RunSummary", "exit_code", "print_summary"]
+__all__ = ["MARKS", "CheckedRequirement", "RunSummary", "exit_code", "killed_in_words", "print_summary"]
 
 MARKS: Final[dict[Answer, str]] = {"yes": "[green]✓[/]", "no": "[red]✗[/]", "unsure": "[yellow]?[/]"}
 
@@ -58,6 +58,8 @@ class RunSummary:
     requirements: Sequence[CheckedRequirement]
     """Empty without an image."""
     errors: Sequence[str]
+    killed: str = ""
+    """What was in flight at a kill, in words; empty if there was nothing, or if nobody says."""
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -93,9 +95,17 @@ def _print_outcome(summary: RunSummary) -> None:
     rounds, images, calls = summary.rounds, summary.images, summary.chat_calls
     out.print(
         f"[{style}]{_ENDINGS[summary.outcome]}[/] after {rounds} round{_plural(rounds)}, score {summary.score:.2f}; "
-        f"{images} image{_plural(images)}, {calls} chat call{_plural(calls)}, {summary.seconds:.1f} s of work",
+        f"{images} image{_plural(images)}, {calls} chat call{_plural(calls)}, {summary.seconds:.1f} s of work"
+        + (f"; {summary.killed}" if summary.killed else ""),
         highlight=False,
     )
+
+
+def killed_in_words(usage: Usage) -> str:
+    """What a run has counted because it was in flight at a kill; empty if there was nothing."""
+    images, calls = usage.killed_images, usage.killed_calls
+    parts = [f"{images} image{_plural(images)}"] * (images > 0) + [f"{calls} chat call{_plural(calls)}"] * (calls > 0)
+    return f"of these, up to {' and '.join(parts)} were in flight at a kill: they may be paid for" if parts else ""
 
 
 def _plural(count: int) -> str:
