@@ -202,16 +202,21 @@ def import_(
         left_out = {"solved_prompts": result.solved_notes, "expired": result.expired}
         print_json({"imported": result.records, "left_out": left_out})
         return
-    err.print(f"{result.records} records imported", highlight=False)
-    if result.solved_notes:
-        err.print(
-            f"{result.solved_notes} records that say which prompts are solved were left out: they decide which images "
-            "--reuse returns. If the file is from your own runs, --own takes them over",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if result.expired:
-        err.print(f"{result.expired} records were left out: they have expired", highlight=False)
+    err.print(f"{_records(result.records)} imported", highlight=False)
+    for count, kind, reason in (
+        (
+            result.solved_notes,
+            " of solved prompts",
+            ": --own takes over which prompts are solved, from a file of your own runs",
+        ),
+        (result.expired, "", ": the time to live is over"),
+    ):
+        if count:
+            err.print(f"{_records(count)}{kind} left out{reason}", highlight=False, soft_wrap=True)
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'' if count == 1 else 's'}"
 
 
 @app.command()
