@@ -271,6 +271,13 @@ class Usage(_Frozen):
         """What limits count: the tokens that are known, and an estimate of the others."""
         return self.tokens + self.lost_tokens
 
+    @property
+    def killed_in_words(self) -> str:
+        """What a run has counted because it was in flight at a kill; empty if there was nothing."""
+        counts = {"image": self.killed_images, "chat call": self.killed_calls}
+        parts = [f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count]
+        return f"of these, in flight at a kill: up to {' and '.join(parts)}" if parts else ""
+
 
 def score_verdicts(verdicts: Sequence[Verdict]) -> float:
     """Geometric mean of the probabilities that the requirements are met, in [0, 1]; 0 without verdicts.

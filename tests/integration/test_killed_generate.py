@@ -47,7 +47,10 @@ def _resume(run: str, options: list[object], home: Path) -> tuple[dict[str, Any]
     result = forked.gems(*command, "--json", home=home)
     assert result.stdout, result.stderr
     again = forked.gems(*command, home=home, COLUMNS="300")
-    return json.loads(result.stdout), " ".join(again.stdout.split())
+    [report] = home.parent.rglob("report.html")
+    record = json.loads(result.stdout)
+    assert "in flight at a kill" in report.read_text()
+    return record, " ".join(again.stdout.split())
 
 
 @pytest.mark.parametrize("kills", KILLS.values(), ids=KILLS)
@@ -60,7 +63,7 @@ def test_images_in_flight_count_in_the_limits_of_the_run(kills: tuple[signal.Sig
         record, text = _resume(run, [*models[2:], *out], home)
     assert server.asked == 2, "the limit has no room for another image"
     assert record["usage"]["images"] == record["usage"]["killed_images"] == 2
-    assert "up to 2 images were in flight at a kill" in text
+    assert "of these, in flight at a kill: up to 2 images" in text
 
 
 @pytest.mark.parametrize("kills", KILLS.values(), ids=KILLS)
@@ -78,4 +81,4 @@ def test_chat_calls_in_flight_count_in_the_limits_of_the_run(
     assert server.asked == 1, "the limit has no room for another call"
     assert record["usage"]["chat_calls"] == record["usage"]["killed_calls"] == 1
     assert record["usage"]["lost_tokens"] > 1000
-    assert "up to 1 chat call were in flight at a kill" in text
+    assert "of these, in flight at a kill: up to 1 chat call" in text

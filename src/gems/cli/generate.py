@@ -29,7 +29,7 @@ from gems.cli.arguments import (
 )
 from gems.cli.console import err, guarded, out, print_json, stoppable, yes_or_no
 from gems.cli.service_runs import run_on_service, service_settings
-from gems.cli.summaries import CheckedRequirement, RunSummary, exit_code, killed_in_words, print_summary
+from gems.cli.summaries import CheckedRequirement, RunSummary, exit_code, print_summary
 
 if TYPE_CHECKING:
     from gems.authority import OperatorValue
@@ -259,7 +259,7 @@ def _summary(record: RunRecord) -> RunSummary:
         usage.seconds,
         rows,
         record.errors,
-        killed_in_words(usage),
+        usage.killed_in_words,
     )
 
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from gems.cli.console import BACKEND_FAILURE, BEST_EFFORT, INTERRUPTED, SOLVED, err, out
 
 if TYPE_CHECKING:
-    from gems.graph.state import Answer, Outcome, Usage
+    from gems.graph.state import Answer, Outcome
 
-__all__ = ["MARKS", "CheckedRequirement", "RunSummary", "exit_code", "killed_in_words", "print_summary"]
+__all__ = ["MARKS", "CheckedRequirement", "RunSummary", "exit_code", "print_summary"]
 
 MARKS: Final[dict[Answer, str]] = {"yes": "[green]✓[/]", "no": "[red]✗[/]", "unsure": "[yellow]?[/]"}
 
@@ -99,13 +99,6 @@ def _print_outcome(summary: RunSummary) -> None:
         + (f"; {summary.killed}" if summary.killed else ""),
         highlight=False,
     )
-
-
-def killed_in_words(usage: Usage) -> str:
-    """What a run has counted because it was in flight at a kill; empty if there was nothing."""
-    images, calls = usage.killed_images, usage.killed_calls
-    parts = [f"{images} image{_plural(images)}"] * (images > 0) + [f"{calls} chat call{_plural(calls)}"] * (calls > 0)
-    return f"of these, up to {' and '.join(parts)} were in flight at a kill: they may be paid for" if parts else ""
 
 
 def _plural(count: int) -> str:
