@@ -242,6 +242,16 @@ class Usage(_Frozen):
     lost_cost: NonNegativeFloat = Field(
         default=0.0, exclude_if=lambda cost: cost == 0, description="About what those tokens cost."
     )
+    killed_images: NonNegativeInt = Field(
+        default=0,
+        exclude_if=lambda images: images == 0,
+        description="The most of the images that steps had asked for which a kill interrupted; nobody has them.",
+    )
+    killed_calls: NonNegativeInt = Field(
+        default=0,
+        exclude_if=lambda calls: calls == 0,
+        description="The most of the chat calls that steps had made which a kill interrupted.",
+    )
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in Usage.model_fields})
@@ -260,6 +270,13 @@ class Usage(_Frozen):
     def counted_tokens(self) -> int:
         """What limits count: the tokens that are known, and an estimate of the others."""
         return self.tokens + self.lost_tokens
+
+    @property
+    def killed_in_words(self) -> str:
+        """What a run has counted because it was in flight at a kill; empty if there was nothing."""
+        counts = {"image": self.killed_images, "chat call": self.killed_calls}
+        parts = [f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count]
+        return f"of these, in flight at a kill: up to {' and '.join(parts)}" if parts else ""
 
 
 def score_verdicts(verdicts: Sequence[Verdict]) -> float:

@@ -6,11 +6,12 @@ Which prompts are solved is taken over only from a file that is the operator's o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, NamedTuple, Self
 
 from langgraph.store.base import PutOp, validate_op_namespace
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
@@ -23,7 +24,7 @@ from gems.memory.solved_notes import signed
 from gems.memory.store import FaissStore
 from gems.memory.trajectory import SOLVED, TRAJECTORIES, Trajectory
 
-__all__ = ["export_lines", "import_lines", "read_lines"]
+__all__ = ["Imported", "export_lines", "import_lines", "read_lines"]
 
 _PAGE: Final = 64
 """Records embedded and imported in one transaction: a kill loses what was paid for so many at most."""
@@ -152,9 +153,19 @@ def read_lines(file: Path) -> Iterator[str]:
                 ) from None
 
 
+class Imported(NamedTuple):
+    """How many records of a file were imported, and how many were left out."""
+
+    records: int
+    solved_notes: int
+    """Left out: notes that a prompt is solved, in a file that is not the operator's own."""
+    expired: int
+    """Left out: records whose time to live is over."""
+
+
 def import_lines(
     store: FaissStore, lines: Iterable[str], on_done: Callable[[int], None] | None = None, *, own: bool = False
-) -> int:
+) -> Imported:
     """Put exported records into a store, replacing records with the same keys. Records that have expired are left out.
 
     Args:
@@ -164,19 +175,16 @@ def import_lines(
         own: Whether the operator's own runs wrote the records. If not, the notes of solved prompts are left out, by
             which a run returns the image of an earlier one without looking at it.
 
-    Returns:
-        The number of imported records.
-
     Raises:
         InputError: A line is not a record. The message gives its number; the lines before it have been imported.
     """
-    count = 0
-    for page in _pages(lines, own=own):
+    counts = Counter[str]()
+    for page in _pages(lines, counts, own=own):
         store.restore([_adopted(line) for line in page], [line.times for line in page])
-        count += len(page)
+        counts["imported"] += len(page)
         if on_done:
-            on_done(count)
-    return count
+            on_done(counts["imported"])
+    return Imported(counts["imported"], counts["solved notes"], counts["expired"])
 
 
 def _adopted(line: _Line) -> PutOp:
@@ -185,14 +193,24 @@ def _adopted(line: _Line) -> PutOp:
     return put._replace(value=signed(put.namespace, put.key, line.value)) if line.says_solved else put
 
 
-def _pages(lines: Iterable[str], *, own: bool) -> Iterator[list[_Line]]:
-    """The records in pages of one transaction each. If a line is none, the records before it come first."""
+def _pages(lines: Iterable[str], left_out: Counter[str], *, own: bool) -> Iterator[list[_Line]]:
+    """The records in pages of one transaction each. If a line is none, the records before it come first.
+
+    Args:
+        lines: The lines.
+        left_out: Where records that are left out are counted, by the reason.
+        own: Whether the operator's own runs wrote the records.
+    """
     page: list[_Line] = []
     try:
         for number, text in enumerate(lines, start=1):
             if text.strip():
                 line = _parse(number, text)
-                if not line.has_expired and (own or not line.says_solved):
+                if line.has_expired:
+                    left_out["expired"] += 1
+                elif line.says_solved and not own:
+                    left_out["solved notes"] += 1
+                else:
                     page.append(line)
             if len(page) >= _PAGE:
                 yield page

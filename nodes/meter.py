@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
@@ -26,6 +26,7 @@ from gems.nodes.lost_answers import Question, lost_answers
 from gems.stopping import WaitEnded
 
 __all__ = [
+    "BEFORE_SPENDING",
     "Meter",
     "Stopwatch",
     "chatting",
@@ -39,6 +40,12 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+BEFORE_SPENDING: Final[ContextVar[Callable[[str, Callable[[], Usage]], object] | None]] = ContextVar(
+    "gems_before_spending", default=None
+)
+"""Called before a server is asked for an image or an answer: with the task, and a function that says what the task has
+cost at most if the process is killed from then on."""
 
 
 class Stopwatch:
@@ -74,6 +81,7 @@ class Meter(BaseCallbackHandler):
         self.reserved = 0
         self._before, self._budget, self._context = before, context.budget, context
         self.play(node)
+        self._task = node
         self._owed, self._calls = Usage(), Usage()
         self._in_flight: dict[object, int] = {}
         """Requests that calls without an answer yet may send, by call."""
@@ -130,7 +138,19 @@ class Meter(BaseCallbackHandler):
         images = total.images + len(reserved)
         if has_room and reserved and images - self._before.images > self._context.images_per_round:
             FURTHER_IMAGES.get()(images)
+        if has_room and reserved:
+            self._announce()
         return has_room
+
+    def _announce(self) -> None:
+        """Let what a kill would cost from now on be written down, since this process could not tell it then."""
+        if announce := BEFORE_SPENDING.get():
+            announce(self._task, self._most)
+
+    def _most(self) -> Usage:
+        """What the node has spent, if all that is in flight is charged."""
+        with _LOCK:
+            return self.usage + self._unanswered(self._in_flight)
 
     def exhausted(self, *, chat_calls: int = 1) -> bool:
         """Whether the run's budget has no room for this many more calls, beside those that the node is making."""
@@ -190,6 +210,7 @@ class Meter(BaseCallbackHandler):
         if is_refused or not self.may_send(0):
             raise BackendError("the budget leaves no further call for this", retryable=False)
         self._questions[CALL.get()] = Question.of(self._node, self.options, messages, invocation_params or {})
+        self._announce()
 
     def may_send(self, sent_requests: int) -> bool:
         """Reserve another request for the call that is being made. Returns whether there is room for it.
@@ -210,9 +231,12 @@ class Meter(BaseCallbackHandler):
     def sends(self, requests: int) -> bool:
         """Note how many requests the call that is being made has sent. Returns whether anybody waits for its answer."""
         with _LOCK:
-            if not self._is_abandoned:
+            is_awaited = not self._is_abandoned
+            if is_awaited:
                 self._sent[CALL.get()] = requests
-            return not self._is_abandoned
+        if is_awaited and requests > 1:  # the first one was announced with the call
+            self._announce()
+        return is_awaited
 
     @property
     def calls_begun(self) -> int:
@@ -257,15 +281,17 @@ class Meter(BaseCallbackHandler):
         longest = max(meter._dearest.completion_tokens if meter._dearest else 0 for meter in self._team.values())
         return self._questions[call].lost(answers, longest, self._budget.prices)
 
+    def _unanswered(self, requests: Mapping[object, int]) -> Usage:
+        """What calls cost that have sent so many requests each, and got no answer."""
+        return sum((Usage(chat_calls=n) + self._lost(call, n) for call, n in requests.items()), Usage())
+
     def abandon(self) -> None:
         """Count calls whose answers nobody waits for any more: they may be charged, and what they cost is estimated.
 
         What they have not sent is not charged, and is never sent, see ``sends``.
         """
         with _LOCK:
-            for call, number in self._in_flight.items():
-                requests = self._sent.get(call, number)
-                self._calls += Usage(chat_calls=requests) + self._lost(call, requests)
+            self._calls += self._unanswered({call: self._sent.get(call, n) for call, n in self._in_flight.items()})
             self._in_flight.clear()
             self._is_abandoned = True
 
@@ -278,7 +304,7 @@ class Meter(BaseCallbackHandler):
         """Count what the nodes spend that run at the same time: they began with the same usage of the run."""
         for other in [name for name, meter in team.items() if meter._before != self._before]:
             del team[other]
-        team[node], self._team = self, team
+        team[node], self._team, self._task = self, team, node
 
     def start_from(self, usage: Usage) -> None:
         """Count what another process has paid for this node."""

@@ -444,8 +444,9 @@ def test_every_public_name_can_be_imported() -> None:
 
 
 @uses_finished_run
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
-    tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]
+    number: signal.Signals, tmp_path: Path, finished: tuple[Path, Path, dict[str, Any]]
 ) -> None:
     _, _, record = finished
     home = tmp_path / "home"
@@ -454,7 +455,7 @@ def test_ctrl_c_stops_at_the_next_step_and_can_be_resumed(
         assert process.stderr is not None
         thread = next(line.split()[-1] for line in process.stderr if line.startswith("run "))
         assert any("skills" in line for line in process.stderr)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     stopped_record = json.loads(stdout)

@@ -230,14 +230,17 @@ class _LosesThenIsBusy(BaseHTTPRequestHandler):
 
 
 @SLOW
-def test_what_a_stopped_try_has_asked_for_counts_when_the_prompt_is_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_stopped_try_has_asked_for_counts_when_the_prompt_is_tried_again(
+    number: signal.Signals, tmp_path: Path
+) -> None:
     handler = type("OneHandler", (_LosesThenIsBusy,), {"requests": []})
     with in_thread(handler) as http:
         generator = ("--generator", f"http://127.0.0.1:{http.server_port}/draw", "--scorer", "soft-tifa")
         command = ("eval", "grammar", "--n", 1, "--arms", "single", *generator, "--out", tmp_path / "out")
         with forked.gems_process(*command, home=tmp_path / "home") as process:
             wait_until(lambda: len(handler.requests) == 2, lambda: "nothing was asked for")
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             _, messages = process.communicate(timeout=40)
         assert process.returncode == 130, messages
         handler.healed = True

@@ -131,13 +131,14 @@ def test_ctrl_c_cancels_a_run_that_has_not_begun(tmp_path: Path) -> None:
         assert (process.returncode, record["outcome"], record["best"]) == (130, "cancelled", None)
 
 
-def test_ctrl_c_cancels_the_run_on_the_service(service: ServiceProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_cancels_the_run_on_the_service(number: signal.Signals, service: ServiceProcess, tmp_path: Path) -> None:
     pace = ("--candidates", 8, "--max-rounds", 2)
     command = ("generate", "seven red cars behind seven blue dogs", "--service", service.url, "--out", tmp_path, *pace)
     with gems_process(*command, home=tmp_path) as process:
         assert process.stderr is not None
         run = process.stderr.readline().split()[0]
-        os.kill(process.pid, signal.SIGINT)
+        os.kill(process.pid, number)
         process.communicate(timeout=60)
     with service.client() as client:
         ended = ("cancelled", "done")

@@ -139,6 +139,24 @@ def test_an_export_can_be_imported_twice(filled: Path, tmp_path: Path) -> None:
     assert {line["key"] for line in map(json.loads, memory(tmp_path, "export").splitlines())} >= {*RUNS, "k"}
 
 
+def test_an_import_says_what_it_leaves_out(tmp_path: Path) -> None:
+    note = {"namespace": ["gems", "solved", "u"], "key": "k", "value": {"run": "r"}, "updated_at": "2026-01-01"}
+    expired = {"namespace": ["a"], "key": "k", "value": {}, "updated_at": "2026-01-01", "ttl": 5}
+    expired |= {"expires_at": "2026-01-02T00:00:00+00:00"}
+    other = {"namespace": ["a"], "key": "l", "value": {}, "updated_at": "2026-01-01"}
+    file = tmp_path / "memory.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in (note, expired, other)))
+    figures = json.loads(memory(tmp_path, "import", file, "--json"))
+    assert figures == {"imported": 1, "left_out": {"solved_prompts": 1, "expired": 1}}
+    text = forked.gems("memory", "import", file, home=tmp_path).stderr
+    assert "1 record imported" in text
+    assert "1 record of solved prompts left out: --own" in text
+    assert "1 record left out: the time to live is over" in text
+    own = forked.gems("memory", "import", file, "--own", home=tmp_path).stderr
+    assert "2 records imported" in own
+    assert "solved" not in own
+
+
 @pytest.mark.parametrize("bad", ["{", "[]", '{"namespace": [], "key": "k", "value": {}, "updated_at": "2026-01-01"}'])
 def test_a_bad_line_is_named_and_the_lines_before_it_are_imported(filled: Path, tmp_path: Path, bad: str) -> None:
     file = tmp_path / "memory.jsonl"

@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -118,7 +119,10 @@ def yes_or_no(is_right: bool) -> str:
 
 
 def guarded(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn errors into one line on stderr and the right exit code; GEMS_DEBUG=1 shows the traceback instead."""
+    """Turn errors into one line on stderr and the right exit code; GEMS_DEBUG=1 shows the traceback instead.
+
+    SIGTERM ends a command as Ctrl-C does, unless the command knows better.
+    """
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -127,8 +131,10 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
 
         _quiet_libraries()
         try:
-            return command(*args, **kwargs)
+            with _terminated_as_interrupted():
+                return command(*args, **kwargs)
         except KeyboardInterrupt:
+            notify("stopped")
             raise typer.Exit(INTERRUPTED) from None
         except (InputError, BackendError, OSError, sqlite3.Error) as error:
             if os.environ.get("GEMS_DEBUG"):
@@ -145,6 +151,22 @@ def guarded(command: Callable[P, R]) -> Callable[P, R]:
             raise typer.Exit(BACKEND_FAILURE) from None
 
     return run
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM do in the block what Ctrl-C does: files are closed, drafts are removed, and the exit code is 130."""
+
+    def on_terminate(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    # A process that was started to ignore the signal still does; and only the main thread may handle it.
+    is_ours = threading.current_thread() is threading.main_thread()
+    if is_ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        with handling(on_terminate, signal.SIGTERM):
+            yield
+    else:
+        yield
 
 
 def _message_of(error: Exception) -> str:
@@ -212,20 +234,34 @@ def exit_at_once() -> NoReturn:
 
 
 @contextmanager
-def stoppable() -> Iterator[RunControl]:
-    """Let the first Ctrl-C stop the run after its current step, and the second one at once."""
+def stoppable(grace: float = 30.0) -> Iterator[RunControl]:
+    """Let the first Ctrl-C stop the run after its current step, and the second one at once.
+
+    SIGTERM is like the first one, and ends the process after some seconds at the latest: nobody may be there to send
+    another signal.
+
+    Args:
+        grace: So many seconds.
+    """
     from langgraph.runtime import RunControl
 
     control = RunControl()
+    timer = threading.Timer(grace, exit_at_once)
+    timer.daemon = True
 
-    def on_interrupt(*_: object) -> None:
+    def on_signal(number: int, _: object) -> None:
         if control.drain_requested:
             exit_at_once()
         control.request_drain("interrupted")
+        if number == signal.SIGTERM:
+            timer.start()
         notify("stopping after this step; Ctrl-C again to stop at once")
 
-    with handling(on_interrupt, signal.SIGINT):
-        yield control
+    with handling(on_signal, signal.SIGINT, signal.SIGTERM):
+        try:
+            yield control
+        finally:
+            timer.cancel()
 
 
 @contextmanager

@@ -277,6 +277,7 @@ def _summary(record: RunRecord) -> RunSummary:
         usage.seconds,
         rows,
         record.errors,
+        usage.killed_in_words,
     )
 
 

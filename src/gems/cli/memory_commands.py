@@ -185,6 +185,7 @@ def import_(
     ] = False,
     folder: Folder = None,
     context: GemsContext,
+    as_json: AsJson = False,
 ) -> None:
     """Add exported records, replacing those with the same key; doing it twice changes nothing.
 
@@ -196,8 +197,26 @@ def import_(
 
     with closing(FaissStore(_folder(folder), embedder=init_embedder(context.embedder))) as store, _bar() as bar:
         task = bar.add_task("Embedding", total=None)
-        count = import_lines(store, read_lines(file), lambda count: bar.update(task, completed=count), own=own)
-    err.print(f"{count} records imported", highlight=False)
+        result = import_lines(store, read_lines(file), lambda count: bar.update(task, completed=count), own=own)
+    if as_json:
+        left_out = {"solved_prompts": result.solved_notes, "expired": result.expired}
+        print_json({"imported": result.records, "left_out": left_out})
+        return
+    err.print(f"{_records(result.records)} imported", highlight=False)
+    for count, kind, reason in (
+        (
+            result.solved_notes,
+            " of solved prompts",
+            ": --own takes over which prompts are solved, from a file of your own runs",
+        ),
+        (result.expired, "", ": the time to live is over"),
+    ):
+        if count:
+            err.print(f"{_records(count)}{kind} left out{reason}", highlight=False, soft_wrap=True)
+
+
+def _records(count: int) -> str:
+    return f"{count} record{'' if count == 1 else 's'}"
 
 
 @app.command()

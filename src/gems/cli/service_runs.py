@@ -135,7 +135,7 @@ def _follow(client: ServiceClient, run: ServiceRun, live: LiveRun | None) -> Ser
 
 @contextmanager
 def _cancelled_by_interrupts(client: ServiceClient) -> Iterator[Callable[[str], None]]:
-    """Let the first Ctrl-C stop the run after its current step, and the second one end this command.
+    """Let the first Ctrl-C or SIGTERM stop the run after its current step, and the second one end this command.
 
     Gives a function to call with the run, once the service has begun it: only then can it be cancelled.
     """
@@ -156,7 +156,7 @@ def _cancelled_by_interrupts(client: ServiceClient) -> Iterator[Callable[[str], 
         if presses:
             client.cancel(run)
 
-    with handling(on_interrupt, signal.SIGINT):
+    with handling(on_interrupt, signal.SIGINT, signal.SIGTERM):
         yield note_run
 
 

@@ -58,6 +58,8 @@ class RunSummary:
     requirements: Sequence[CheckedRequirement]
     """Empty without an image."""
     errors: Sequence[str]
+    killed: str = ""
+    """What was in flight at a kill, in words; empty if there was nothing, or if nobody says."""
 
 
 def exit_code(outcome: Outcome) -> int:
@@ -93,7 +95,8 @@ def _print_outcome(summary: RunSummary) -> None:
     rounds, images, calls = summary.rounds, summary.images, summary.chat_calls
     out.print(
         f"[{style}]{_ENDINGS[summary.outcome]}[/] after {rounds} round{_plural(rounds)}, score {summary.score:.2f}; "
-        f"{images} image{_plural(images)}, {calls} chat call{_plural(calls)}, {summary.seconds:.1f} s of work",
+        f"{images} image{_plural(images)}, {calls} chat call{_plural(calls)}, {summary.seconds:.1f} s of work"
+        + (f"; {summary.killed}" if summary.killed else ""),
         highlight=False,
     )
 

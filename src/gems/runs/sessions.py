@@ -129,7 +129,15 @@ def run_to_end(session: Session, *, listener: Listener | None = None, control: R
     with _alone(thread.id, database, control), open_checkpoints(home() / "checkpoints.sqlite", database) as saver:
         graph = build_graph(checkpointer=saver, images=session.images)
         had_ended = not session.is_new and _check_resumed(graph, session)
-        values = run_counted(graph, thread.id, thread.prompt, thread.context, listener=listener, control=control)
+        values = run_counted(
+            graph,
+            thread.id,
+            thread.prompt,
+            thread.context,
+            listener=listener,
+            control=control,
+            survives_kill=True,
+        )
         finished = finished_at(graph, thread.id)
     record = run_record(values, thread.context, thread.models, thread.id, thread.started, finished)
     return Ending(record, had_ended, can_be_reopened(values, thread.context))

@@ -54,6 +54,36 @@ def test_an_interrupt_during_a_write_is_no_error(command: str, interrupts: int, 
     assert output.count("Ctrl-C again") == interrupts - 1
 
 
+WAITING = """
+import contextlib, sys, time, typer
+from gems.cli import console
+
+
+@console.guarded
+def command():
+    with console.stoppable(0.2) if sys.argv[1] == "run" else contextlib.nullcontext():
+        print("at work", flush=True)
+        time.sleep(60)
+
+
+app = typer.Typer()
+app.command()(command)
+app(sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize(("kind", "says"), [("run", "stopping after this step"), ("other", "stopped\n")])
+def test_a_termination_is_an_interrupt(kind: str, says: str) -> None:
+    arguments = [sys.executable, "-c", WAITING, kind]
+    with Process(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert says in errors
+    assert process.returncode == console.INTERRUPTED
+
+
 BLOCKS: list[Callable[[Path], AbstractContextManager[Any]]] = [
     lambda _: console.stoppable(),
     lambda folder: batch_commands._stoppable(folder, 60),
@@ -62,7 +92,8 @@ BLOCKS: list[Callable[[Path], AbstractContextManager[Any]]] = [
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["run", "batch"])
 def test_the_previous_handler_is_restored(block: Callable[[Path], AbstractContextManager[Any]], tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with block(tmp_path):
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.getsignal(number)
+        with block(tmp_path):
+            assert signal.getsignal(number) is not before
+        assert signal.getsignal(number) is before

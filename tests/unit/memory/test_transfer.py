@@ -67,7 +67,7 @@ def test_an_export_is_imported_as_it_was(entries: list[Any]) -> None:
         file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         with opened(second) as store:
             for _ in range(2):
-                assert import_lines(store, read_lines(file)) == len(lines)
+                assert import_lines(store, read_lines(file)).records == len(lines)
         assert [json.loads(line) for line in export_lines(second)] == [json.loads(line) for line in lines]
         with opened(first) as a, opened(second) as b:
             hits = [
@@ -107,7 +107,7 @@ def test_times_and_remaining_life_are_kept(tmp_path: Path, monkeypatch: pytest.M
     clock[0] = now
     lines = list(export_lines(tmp_path / "first"))
     with opened(tmp_path / "second") as store:
-        assert import_lines(store, lines) == 3
+        assert import_lines(store, lines).records == 3
         item = store.get(("a",), "ever")
         assert item is not None
         assert item.created_at == item.updated_at == long_ago
@@ -124,7 +124,7 @@ def test_a_record_that_has_expired_is_left_out(tmp_path: Path) -> None:
     line = {"namespace": ["a"], "key": "k", "value": {}, "updated_at": NOW, "ttl": 5}
     lines = [json.dumps(line | {"expires_at": "2026-01-01T00:00:00+00:00"}), json.dumps(line | {"key": "l"})]
     with opened(tmp_path) as store:
-        assert import_lines(store, lines) == 1
+        assert import_lines(store, lines).records == 1
     assert [line["key"] for line in exported(tmp_path)] == ["l"]
 
 
@@ -138,7 +138,7 @@ def test_a_time_to_live_without_end_is_none(tmp_path: Path) -> None:
 def test_an_export_of_an_earlier_version_can_be_imported(tmp_path: Path) -> None:
     line = {"namespace": ["a"], "key": "k", "value": {"n": 1}, "updated_at": "2026-01-02T03:04:05", "ttl": 10.0}
     with opened(tmp_path) as store:
-        assert import_lines(store, [json.dumps(line)]) == 1
+        assert import_lines(store, [json.dumps(line)]).records == 1
         item = store.get(("a",), "k")
     assert item is not None
     assert item.updated_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -252,7 +252,7 @@ def test_an_import_embeds_nothing_twice(tmp_path: Path) -> None:
         import_lines(store, lines[:15])  # killed here
     embedder = PointEmbeddings()
     with closing(FaissStore(tmp_path, embedder=embedder)) as store:
-        assert import_lines(store, lines) == 20
+        assert import_lines(store, lines).records == 20
         assert embedder.texts == 5
         changed = json.loads(lines[0]) | {"value": {"t": "text 0", "other": 1}}
         again = json.loads(lines[1]) | {"value": {"t": "text 1", "u": "new"}, "fields": ["u", "t"]}

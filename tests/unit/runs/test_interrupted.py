@@ -30,7 +30,8 @@ from gems.runs.interrupted import run_counted, with_interrupted
 CONTEXT = GemsContext(max_rounds=1, candidates=1, plan=False, skills=False, memory=False, seed=1)
 
 
-def test_what_a_stop_interrupts_counts_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("survives_kill", [False, True])
+def test_what_a_stop_interrupts_counts_once(survives_kill: bool, tmp_path: Path) -> None:
     control, calls = RunControl(), list[str]()
     stops = 2
 
@@ -50,8 +51,9 @@ def test_what_a_stop_interrupts_counts_once(tmp_path: Path) -> None:
                 generator=PaintGenerator(), mllm=chat, checkpointer=saver, images=ImageStore(tmp_path / "images")
             )
             control = RunControl()
-            values = run_counted(graph, "t", "two cats", CONTEXT, control=control)
+            values = run_counted(graph, "t", "two cats", CONTEXT, control=control, survives_kill=survives_kill)
             assert values["usage"].chat_calls == len(calls), start
+            assert not values["usage"].killed_calls, "a stop leaves time to count"
             seen = graph.get_state({"configurable": {"thread_id": "t"}}).values
             assert start == 3 or seen["usage"].chat_calls < len(calls)
             assert with_interrupted(graph, "t", seen)["usage"].chat_calls == len(calls)
