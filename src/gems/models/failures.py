@@ -10,7 +10,17 @@ from collections.abc import Iterator, Mapping
 from traceback import walk_tb
 from typing import Final
 
-from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
+from gems.errors import (
+    PAY_HINT,
+    BackendError,
+    GemsError,
+    is_passing_status,
+    is_unloadable,
+    is_unpaid,
+    lacks_memory,
+    may_cost,
+    meant_status,
+)
 from gems.models.image_refusals import says_no_images
 from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
@@ -167,7 +177,8 @@ def is_passing(error: BaseException) -> bool:
         return False
     if any(type(cause).__name__ in _NEVER_PASSES for cause in causes_of(error)):
         return False
-    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error) or _advice_on_connections(error))
+    in_vain = is_unpaid(f"{reason_of(error)} {error}") or is_unloadable(reason_of(error)) or reads_no_images(error)
+    return not (in_vain or _advice_on_connections(error))
 
 
 def _advice_on_connections(error: BaseException) -> str:
@@ -206,7 +217,7 @@ _NOT_SENT: Final = frozenset(
 
 def may_be_charged(error: BaseException) -> bool:
     """Whether a server may have answered, and charged for it, although there is no answer."""
-    if has_sent_nothing(error):
+    if has_sent_nothing(error) or is_unloadable(reason_of(error)):
         return False
     status = status_of(error)
     is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in causes_of(error))
@@ -275,7 +286,14 @@ def advice_for(error: BaseException) -> str:
         return PAY_HINT
     if reads_no_images(error):
         return "; it reads no images: give a verifier that sees images (--verifier; of gems eval, --judge too)"
+    if lacks_memory(reason_of(error)):
+        return _SPARE_MEMORY
     return _advice_on_connections(error)
+
+
+_SPARE_MEMORY: Final = (
+    "; its machine has too little memory: free some there, or give a smaller model or context (Ollama: num_ctx)"
+)
 
 
 def is_of_account(error: BaseException) -> bool:
