@@ -63,10 +63,15 @@ class ContentRefusedError(BackendError):
 
 
 class MalformedAnswerError(BackendError):
-    """A chat model answered, but not in the requested form. It has been asked again already, as often as is of use."""
+    """A chat model answered, but not in the requested form. It has been asked again already, as often as is of use.
 
-    def __init__(self, message: str) -> None:
+    Attributes:
+        answer: What it wrote instead, if anything.
+    """
+
+    def __init__(self, message: str, answer: str = "") -> None:
         super().__init__(message, retryable=False)
+        self.answer = answer
 
 
 def is_passing_status(status: int) -> bool:
