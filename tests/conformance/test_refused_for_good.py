@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.usefixtures("impatient"), pytest.mark.filterwarnings("
 class Refuses(BaseHTTPRequestHandler):
     """Answers every question alike, or, with a ``feature``, only those that have it in their request."""
 
-    status, words, feature = 400, "", ""
+    status, words, feature, page = 400, "", "", b""
     requests: ClassVar[list[dict[str, Any]]] = []
 
     def log_message(self, *_: Any) -> None:
@@ -39,9 +39,9 @@ class Refuses(BaseHTTPRequestHandler):
         answer: dict[str, Any] = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
         refuses = self.feature in request if self.feature else True
         error = {"error": self.words if self.path.startswith("/api") else {"message": self.words, "type": "api_error"}}
-        body = json.dumps(error if refuses else answer).encode()
+        body = self.page or json.dumps(error if refuses else answer).encode()
         self.send_response(self.status if refuses else 200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", "text/html" if self.page else "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -149,3 +149,21 @@ def test_words_of_a_server_are_shown_as_such_after_other_ways_have_failed_too(
     assert len(handler.requests) > 2
     assert all("answers 400: the moon is in the wrong quarter" in error for error in output["errors"])
     assert "{" not in "".join(output["errors"])
+
+
+@pytest.mark.parametrize("package", ["openai", "ollama", "anthropic", "google_genai"])
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [(403, "or the server's own address if a gateway before it refuses"), (503, "look whether the server runs")],
+)
+def test_a_page_in_place_of_an_answer_is_told_as_one(
+    package: str, status: int, advice: str, server: tuple[ThreadingHTTPServer, type[Refuses]], tmp_path: Path
+) -> None:
+    module = f"langchain_{package}"
+    pytest.importorskip(module, reason="install the extra providers", exc_type=ImportError)
+    http, handler = server
+    handler.status, handler.page = status, b"<!DOCTYPE html><html><head><title>Just a moment...</title></head></html>"
+    output = run(package, http, tmp_path)
+    assert len(output["errors"]) == 2
+    assert all("that is a page" in error and advice in error for error in output["errors"])
+    assert "html" not in "".join(output["errors"])
