@@ -25,6 +25,7 @@ from gems.models.form_reading import read_form
 from gems.models.lenient import form_name
 from gems.models.registry import model_fingerprint
 from gems.models.structured import answer_in_form
+from gems.models.thoughts import answer_text
 from gems.models.tries import tries_of
 from gems.models.unfinished_answers import read_whole_part, repeats_itself
 from gems.nodes.meter import Meter
@@ -119,7 +120,7 @@ async def ask(
     if is_of_method:
         capabilities.despair(content, form)
     _note(schema, 0)
-    raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}")
+    raise MalformedAnswerError(f"the chat model gave no valid {schema.__name__}: {fault}", answer_text(message))
 
 
 def _part_of(message: AIMessage, schema: type[Schema], *, is_final: bool) -> Schema | None:

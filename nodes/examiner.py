@@ -15,7 +15,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 from langgraph.runtime import Runtime
 
-from gems.errors import BackendError
+from gems.errors import BackendError, MalformedAnswerError
 from gems.faces import in_thread, together
 from gems.graph.context import GemsContext
 from gems.graph.state import Answer, Attempt, Requirement, Verdict, score_verdicts
@@ -204,6 +204,9 @@ async def inspect_image(
 
     A question that is not answered, or answered in different ways, is unsure; so are all if the model says that it has
     seen no image.
+
+    Raises:
+        BackendError: The call has failed, or the model says nothing but that it has seen no image.
     """
     questions = fence("questions", "\n".join(f"{r.id}: {r.question}" for r in requirements))
     if findings:
@@ -212,7 +215,12 @@ async def inspect_image(
     picture = await in_thread(image_block, png, meter.options.image_size)
     # The image comes first: a server that caches prefixes then has it ready for the second call.
     messages = [SystemMessage(VERIFIER), HumanMessage([picture, {"type": "text", "text": questions}])]
-    answer = await ask(meter, model, Verdicts, messages, logprobs=True)
+    try:
+        answer = await ask(meter, model, Verdicts, messages, logprobs=True)
+    except MalformedAnswerError as error:
+        if says_unseen(error.answer):
+            raise BackendError(_GIVE_EYES, retryable=False) from None
+        raise
     questions_by_name = questions_of(list(dict.fromkeys(item.id for item in answer.form.verdicts)), requirements)
     remarks = remarks_beside(answer.message, requirements, questions_by_name)
     unseen = {remark.question_id for remark in remarks if tells_unseen(remark)}
@@ -292,6 +300,7 @@ _CORRECTS: Final = re.compile(
 """Matches words after the answers that take some of them back."""
 UNSEEN: Final = "the chat model says that it has seen no image"
 """Why an answer about an image that was left out is unsure."""
+_GIVE_EYES: Final = f"{UNSEEN}; give a verifier that sees images, or look whether its server passes them on"
 
 
 def require_seen(verdicts: Sequence[Verdict]) -> None:
@@ -301,8 +310,7 @@ def require_seen(verdicts: Sequence[Verdict]) -> None:
         BackendError: It says of each verdict that it has not.
     """
     if verdicts and all(verdict.reason == UNSEEN for verdict in verdicts):
-        advice = "give a verifier that sees images, or look whether its server passes them on"
-        raise BackendError(f"{UNSEEN}; {advice}", retryable=False)
+        raise BackendError(_GIVE_EYES, retryable=False)
 
 
 def new_checks(checks: Sequence[Requirement], requirements: Sequence[Requirement]) -> list[Requirement]:

@@ -48,11 +48,23 @@ _NOT_SEEN: Final = re.compile(
     r"|(?:无法|不能|看不到|没有|没|未)(?:直接|能够|能|被)?(?:看到|看见|查看|访问|读取|分析|识别|收到|提供|上传|附上|获取)?"
     r"(?:到|任何|您|你|的|该|这张|这个|此|实际|提供|上传)*(?:图片|图像|照片)"
     r"|(?:图片|图像|照片)(?:没有|未|并未)(?:被)?(?:提供|上传|附上|显示)"
-    r"|\bkein(?:e|en)? bild\w* (?:erhalten|bereitgestellt|angehängt|vorhanden|übermittelt|sehen)"
+    r"|\bkein(?:e|en)? bild\w* (?:\w+ )?(?:erhalten|bereitgestellt|angehängt|vorhanden"
+    r"|übermittelt|sehen|ansehen|betrachten|analysieren|anzeigen)"
     r"|\bbild(?:er)? (?:\w+ )?nicht (?:sehen|öffnen|ansehen|anzeigen|analysieren)"
     r"|\b(?:ne peux pas|impossible de|incapable de) (?:voir|accéder à|visualiser|analyser)"
     r" (?:l'|cette |une |d'|les )?images?"
-    r"|\bno (?:puedo|es posible) (?:ver|acceder a|analizar) (?:la|una|las|ninguna) im[aá]gen",
+    r"|\bno (?:puedo|es posible|tengo la capacidad de) (?:ver|visualizar|acceder a|analizar)(?: o \w+)?"
+    r" (?:(?:la|una|las|ninguna|tu|su) )?im[aá]gen"
+    r"|\bpas (?:en mesure|capable) de (?:voir|visualiser|analyser)(?: ou d'?e? ?\w+)?"
+    r" (?:l'|cette |une |d'|les |des )?images?"
+    r"|\bnão (?:consigo|posso|sou capaz de) (?:ver|visualizar|analisar|acessar)(?: \w+mente)?"
+    r" (?:(?:a|as|uma) )?image[mn]"
+    r"|\bnon (?:posso|riesco a|sono in grado di) (?:vedere|visualizzare|analizzare) (?:l'|(?:le|delle|un')\s?)?immagin"
+    r"|\bkan (?:de |het )?(?:geen )?(?:afbeelding(?:en)?|foto(?:'s)?)(?: \w+)? (?:niet )?(?:zien|bekijken|openen)"
+    r"|\bне (?:могу|способен|способна)(?: \w+){0,2} (?:изображени|картинк|фотографи)"
+    r"|(?:画像|写真)を?(?:直接)?(?:は|が)?(?:見る|閲覧|表示|分析|確認|認識)(?:する)?(?:ことが|ことは)?(?:でき(?:ません|ない)|見えません)"
+    r"|(?:画像|写真)(?:が|は)(?:見えません|見えない|添付されていません|ありません)"
+    r"|(?:이미지|사진)[를을가이]? ?(?:직접 )?(?:볼|확인할|분석할|열|인식할) ?수(?:가)? ?없",
     re.IGNORECASE,
 )
 """How models say that they see no image, or that they imagine one."""

@@ -14,7 +14,9 @@ __all__ = [
     "MalformedAnswerError",
     "is_passing_status",
     "is_rate_limited",
+    "is_unloadable",
     "is_unpaid",
+    "lacks_memory",
     "may_cost",
     "meant_status",
 ]
@@ -61,10 +63,15 @@ class ContentRefusedError(BackendError):
 
 
 class MalformedAnswerError(BackendError):
-    """A chat model answered, but not in the requested form. It has been asked again already, as often as is of use."""
+    """A chat model answered, but not in the requested form. It has been asked again already, as often as is of use.
 
-    def __init__(self, message: str) -> None:
+    Attributes:
+        answer: What it wrote instead, if anything.
+    """
+
+    def __init__(self, message: str, answer: str = "") -> None:
         super().__init__(message, retryable=False)
+        self.answer = answer
 
 
 def is_passing_status(status: int) -> bool:
@@ -140,3 +147,26 @@ PAY_HINT: Final = "; waiting does not help: pay for more, or give another key"
 def is_unpaid(text: str) -> bool:
     """Whether a server says that an account has nothing left to spend, so that no waiting helps."""
     return bool(_UNPAID.search(text)) and not _PASSES_SOON.search(text)
+
+
+_UNLOADABLE: Final = re.compile(
+    r"\b(?:requires?|needs?) (?:more|at least|about|approximately)\b[^.;]{0,40}\bmemory"
+    r"|(?:not enough|insufficient) (?:\w+ ){0,2}(?:memory|resources) to (?:load|start)|unable to load full model"
+    r"|request too large for system|due to insufficient system resources",
+    re.IGNORECASE,
+)
+_LACKS_MEMORY: Final = re.compile(
+    r"\bout of (?:\w+ )?memory|\boutofmemory|(?:not enough|insufficient) (?:\w+ ){0,2}memory"
+    r"|(?:can(?:no|')t|failed to|unable to) allocate\b|memory layout cannot be allocated",
+    re.IGNORECASE,
+)
+
+
+def is_unloadable(text: str) -> bool:
+    """Whether a server says that a model does not fit into its memory: it has done nothing, and will not."""
+    return bool(_UNLOADABLE.search(text))
+
+
+def lacks_memory(text: str) -> bool:
+    """Whether a server says that it has too little memory, for a model or for an answer."""
+    return is_unloadable(text) or bool(_LACKS_MEMORY.search(text))

@@ -347,6 +347,7 @@ def test_no_more_requests_are_in_flight_than_allowed(image_server: str) -> None:
         "endless-number",
         "streams-unasked",
         "relative",
+        "url-signed",
         *("artifacts", "output-text", "output-list", "predictions", "more", "no-image-first", "torn-first", "as-text"),
     ],
 )
@@ -403,6 +404,9 @@ def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_serve
     assert not is_reproducible(strict)
 
 
+REFUSALS = ("error-refusal", "blurred", "declines", "declines-chat", "immoderate")
+
+
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
@@ -415,6 +419,10 @@ def test_fields_count_as_refused_only_if_leaving_them_out_has_helped(image_serve
         ("detail", "without an image: must be 1$"),
         ("blurred", "filter stopped the image: CONTENT_FILTERED$"),
         ("sentence", "without an image: no image$"),
+        ("declines", "refuses to draw this: I'm unable to create that image because it violates policies.$"),
+        ("declines-chat", "refuses to draw this: Sorry, I can’t draw that person.$"),
+        ("asks-back", "without an image: Which style do you want.$"),
+        ("immoderate", "filter stopped the image$"),
         ("item-error", "without an image: the engine died$"),
         ("error-list", "without an image: the engine died; twice$"),
         ("error-json", "without an image: the engine died$"),
@@ -439,7 +447,7 @@ def test_an_answer_without_an_image_gives_the_servers_reason(image_server: str, 
     error = draw_one(openai(image_server, shape, timeout=1.0))
     assert isinstance(error, BackendError)
     assert re.search(says, str(error)), error
-    assert isinstance(error, ContentRefusedError) is (shape in ("error-refusal", "blurred"))
+    assert isinstance(error, ContentRefusedError) is (shape in REFUSALS)
     if "spent" in shape:
         assert len(requests_to(image_server, shape)) == 1, "nothing changes by asking again"
 

@@ -101,6 +101,9 @@ class Handler(BaseHTTPRequestHandler):
         if rest == "view":
             prompt, _, seed = bytes.fromhex(query["filename"]).decode().rpartition("|")
             return self._answer(200, png(prompt, seed), "image/png")
+        if fault == "url-signed" and "Authorization" in self.headers:
+            error = "<Error><Code>InvalidArgument</Code><Message>Only one auth mechanism allowed</Message></Error>"
+            return self._answer(400, error.encode(), "application/xml")
         if rest.startswith("files/"):
             prompt, _, seed = bytes.fromhex(rest.removeprefix("files/")).decode().rpartition("|")
             return self._answer(200, png(prompt, seed), "image/png")
@@ -238,6 +241,8 @@ class Handler(BaseHTTPRequestHandler):
             data = {"url": self._file(prompt, seed)}
         if fault in ODD_ANSWERS:
             return self._json(200, ODD_ANSWERS[fault](data["b64_json"], self._file(prompt, seed)))
+        if fault == "url-signed":
+            data = {"url": f"{self._file(prompt, seed)}?X-Amz-Signature=5"}
         if fault == "elsewhere":
             data = {"url": "http://169.254.169.254/latest/meta-data"}
         return self._json(200, {"created": 1, "data": [data]})
@@ -397,6 +402,22 @@ ODD_ANSWERS: dict[str, Any] = {
     "no-image-first": lambda image, url: {"data": [{"b64_json": "TWFu" * 40}, {"b64_json": image}]},
     "torn-first": lambda image, url: {"data": [{"b64_json": image[:80]}, {"b64_json": image}]},
     "sentence": lambda image, url: {"data": [{"b64_json": None}], "output": "we could not draw this picture, sorry"},
+    "declines": lambda image, url: {
+        "candidates": [
+            {
+                "content": {
+                    "parts": [
+                        {"text": "The user wants a castle", "thought": True},
+                        {"text": "I'm unable to create that image because it violates policies."},
+                    ]
+                },
+                "finishReason": "STOP",
+            }
+        ]
+    },
+    "declines-chat": lambda image, url: {"choices": [{"message": {"content": "Sorry, I can’t draw that person."}}]},
+    "asks-back": lambda image, url: {"candidates": [{"content": {"parts": [{"text": "Which style do you want?"}]}}]},
+    "immoderate": lambda image, url: {"data": [{"url": "", "respect_moderation": False}]},
     "item-error": lambda image, url: {"data": [{"b64_json": None, "error": {"message": "the engine died"}}]},
     "error-list": lambda image, url: {"errors": ["the engine died", None, {"message": "twice"}]},
     "error-json": lambda image, url: {"error": json.dumps({"message": "the engine died"})},

@@ -10,9 +10,20 @@ from collections.abc import Iterator, Mapping
 from traceback import walk_tb
 from typing import Final
 
-from gems.errors import PAY_HINT, BackendError, GemsError, is_passing_status, is_unpaid, may_cost, meant_status
+from gems.errors import (
+    PAY_HINT,
+    BackendError,
+    GemsError,
+    is_passing_status,
+    is_unloadable,
+    is_unpaid,
+    lacks_memory,
+    may_cost,
+    meant_status,
+)
 from gems.models.image_refusals import says_no_images
 from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
+from gems.models.servers.bodies import is_page
 from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
 from gems.secrets import one_line
 
@@ -115,7 +126,7 @@ def reason_of(error: BaseException) -> str:
         return error.reason
     texts = (words for cause in causes_of(error) for words in _bodies(cause) if words)
     answers = (cause for cause in causes_of(error) if _carried_status(cause) is not None)
-    return one_line(next(texts, "") or next(answers, error), 500)
+    return one_line(next(texts, "") or words_of(str(next(answers, error))), 500)  # no page, which packages put there
 
 
 def _bodies(error: BaseException) -> Iterator[str]:
@@ -167,7 +178,8 @@ def is_passing(error: BaseException) -> bool:
         return False
     if any(type(cause).__name__ in _NEVER_PASSES for cause in causes_of(error)):
         return False
-    return not (is_unpaid(f"{reason_of(error)} {error}") or reads_no_images(error) or _advice_on_connections(error))
+    in_vain = is_unpaid(f"{reason_of(error)} {error}") or is_unloadable(reason_of(error)) or reads_no_images(error)
+    return not (in_vain or _advice_on_connections(error))
 
 
 def _advice_on_connections(error: BaseException) -> str:
@@ -206,7 +218,7 @@ _NOT_SENT: Final = frozenset(
 
 def may_be_charged(error: BaseException) -> bool:
     """Whether a server may have answered, and charged for it, although there is no answer."""
-    if has_sent_nothing(error):
+    if has_sent_nothing(error) or is_unloadable(reason_of(error)):
         return False
     status = status_of(error)
     is_lost = any({base.__name__ for base in type(cause).__mro__} & _LOST_ANSWERS for cause in causes_of(error))
@@ -275,7 +287,34 @@ def advice_for(error: BaseException) -> str:
         return PAY_HINT
     if reads_no_images(error):
         return "; it reads no images: give a verifier that sees images (--verifier; of gems eval, --judge too)"
+    if lacks_memory(reason_of(error)):
+        return _SPARE_MEMORY
+    if any(map(_is_page, causes_of(error))):
+        return _OF_GATEWAYS.get(status_of(error) or 0, "")
     return _advice_on_connections(error)
+
+
+_SPARE_MEMORY: Final = (
+    "; its machine has too little memory: free some there, or give a smaller model or context (Ollama: num_ctx)"
+)
+
+
+_OF_GATEWAYS: Final = {
+    403: "; that is a page: set the right key, or the server's own address if a gateway before it refuses this machine",
+    **dict.fromkeys(
+        (502, 503, 504),
+        "; that is a page of a gateway before it: look whether the server runs, or give its own address",
+    ),
+}
+"""What to do about a page in place of a model's answer, by its status."""
+
+
+def _is_page(error: BaseException) -> bool:
+    try:
+        content = getattr(getattr(error, "response", None), "content", None)
+    except Exception:  # httpx: the answer was streamed, and nobody has read it
+        return False
+    return is_page(content) if isinstance(content, bytes) else "<html" in str(error).lower()
 
 
 def is_of_account(error: BaseException) -> bool:

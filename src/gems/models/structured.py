@@ -74,12 +74,14 @@ async def answer_in_form(
         raise first_error
     try:  # the reason may be the images, although no refusal says so
         less = replace(capabilities, sees=False)
-        message = await answer_in_form(model, schema, messages, less, logprobs=logprobs, blind=blind)
+        blind_answer = await answer_in_form(model, schema, messages, less, logprobs=logprobs, blind=blind)
     except Exception:
-        raise first_error from None
+        blind_answer = None
+    if blind_answer is None:
+        raise first_error  # with its own cause, in which a package keeps the server's words
     for habit in ("logprobs", "sees", "methods", "system_role"):
         setattr(capabilities, habit, getattr(less, habit))
-    return message
+    return blind_answer
 
 
 async def _ask_by(
@@ -111,12 +113,13 @@ async def _ask_by(
                 raise
             _learn(trial, error, blind, options)
             if _request_options(trial, method, logprobs) == options:
-                trial.logprobs = before
-                raise first_error from None
+                break
             continue
         message = answer["raw"] if isinstance(answer, dict) else answer
         assert isinstance(message, AIMessage)
         return message
+    trial.logprobs = before
+    raise first_error
 
 
 class _RequestOptions(NamedTuple):

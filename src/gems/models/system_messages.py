@@ -70,9 +70,11 @@ async def invoke(
         if names_role and not refuses_system_role(error):
             raise
         capabilities.refusals[kind] = _MOST_GUESSES
-        raise first_error from None
+        answer = None
     finally:
         IN_ONE_TRY.reset(is_guess)
+    if answer is None:
+        raise first_error  # with its own cause, in which a package keeps the server's words
     capabilities.refusals[kind] += 1
     # A server that failed may be well again by chance.
     if names_role or status < 500 or capabilities.refusals[kind] == _MOST_GUESSES:

@@ -8,7 +8,7 @@ from typing import Final
 
 from langchain_core.messages import BaseMessage
 
-from gems.errors import GemsError, is_unpaid
+from gems.errors import GemsError, is_unpaid, lacks_memory
 from gems.models.failures import is_moderated, is_too_long, reads_no_images, reason_of, status_of
 
 __all__ = [
@@ -24,16 +24,42 @@ __all__ = [
 _UNSUPPORTED_STATUSES: Final = frozenset({400, 405, 415, 422, 501})
 """HTTP statuses of a server that does not understand a request."""
 _UNSUPPORTED_TEXT: Final = re.compile(
-    r"not (?:\w+ )?support|unsupported|not implemented|unknown (?:parameter|field)|requires|mmproj"
-    r"|endpoints found that|grammar|not allowed to request logprobs",
+    r"(?:not|n't) (?:\w+ )?support|unsupported|not implemented|unknown|requires|missing data required"
+    r"|endpoints found that|grammar|not allowed to request",
     re.IGNORECASE,
 )
 """The same in words, for servers that use other statuses: llama.cpp 500, OpenRouter 404, OpenAI 403."""
+_FEATURE: Final = re.compile(
+    r"\btool|function.?call|response.?format|response_?mime|json|schema|structured|grammar|log.?prob|image|vision"
+    r"|multi-?modal|mmproj|temperature|\bseed|\btop_|\bmax_|\bstop\b|penalty|reasoning_|thinking|\broles?\b"
+    r"|\b(?:system|developer) (?:message|prompt|instruction|role)|content.(?:type|part|block)|\bparam|\bfield",
+    re.IGNORECASE,
+)
+"""What a request can be asked without, or in another way."""
+_OF_NO_REQUEST: Final = re.compile(
+    r"\b(?:countr(?:y|ies)|territor(?:y|ies)|user location|your (?:location|region)|region)\b"
+    r"|\byour (?:account|organi[sz]ation|project|workspace|plan|subscription|tier|team)\b|\bcapacity\b"
+    r"|accept\b.{0,40}\b(?:terms|licen[cs]e|agreement)|on-demand throughput|access to (?:the|this) model"
+    r"|\bmodels?\b[^.;]{0,60}?\b(?:deprecated|decommissioned|retired|discontinued|sunset|no longer|unavailable"
+    r"|(?:does not|doesn't) exist|invalid|not (?:found|known|available|supported|valid|loaded))"
+    r"|\b(?:no such|unknown|invalid|unsupported) model\b",
+    re.IGNORECASE,
+)
+"""What servers say of a model, an account, a country or themselves, which another way of asking does not change."""
+_MODEL_NAMES: Final = re.compile(r"\b(model\b:?) (?:[`'\"][^`'\"]+[`'\"]|(?=\S*[\d/:-])[\w.@/:-]*[\w/])", re.IGNORECASE)
+"""Names of models, which may be called after what they do."""
 
 
 def is_unsupported(text: str) -> bool:
-    """Whether an error's text says that the model or server does not support the request."""
-    return bool(_UNSUPPORTED_TEXT.search(text))
+    """Whether an error's text says that the model or server does not support something in the request."""
+    words = _MODEL_NAMES.sub(r"\1", text)
+    return bool(_UNSUPPORTED_TEXT.search(words) and _FEATURE.search(words)) and not lacks_memory(text)
+
+
+def _is_of_no_request(text: str) -> bool:
+    """Whether an error is about the model, the account, the country or the machine: any request would be refused."""
+    words = _MODEL_NAMES.sub(r"\1", text)
+    return lacks_memory(text) or (bool(_OF_NO_REQUEST.search(words)) and not _FEATURE.search(words))
 
 
 def is_not_understood(error: Exception) -> bool:
@@ -48,7 +74,7 @@ def is_not_understood(error: Exception) -> bool:
     if is_too_long(error) or is_moderated(error):
         return False
     if status in _UNSUPPORTED_STATUSES:
-        return not is_unpaid(reason_of(error))
+        return not (is_unpaid(reason_of(error)) or _is_of_no_request(reason_of(error)))
     if reads_no_images(error):
         return True
     return (status in (403, 404) or status >= 500) and is_unsupported(reason_of(error))
@@ -104,4 +130,5 @@ _OTHER_REASONS: Final = re.compile(
 
 def gives_no_reason(error: Exception) -> bool:
     """Whether a request was refused for a reason that its text does not tell, in any words that are known."""
-    return status_of(error) in (400, 422, 500) and not _OTHER_REASONS.search(reason_of(error))
+    reason = reason_of(error)
+    return status_of(error) in (400, 422, 500) and not (_OTHER_REASONS.search(reason) or _is_of_no_request(reason))

@@ -26,6 +26,15 @@ _PARAMETER: Final = re.compile(
     r"\n?(?P<value>(?:(?!<parameter(?:=| name=)).)*?)\n?</parameter>",
     re.DOTALL,
 )
+_KEYED: Final = re.compile(
+    r"<tool_call>\s*(?P<name>[\w.-]{1,64})\s*(?P<body><arg_key>(?:(?!<tool_call>).)*?)</tool_call>", re.DOTALL
+)
+"""A call as GLM writes it, with its arguments in pairs of elements."""
+_PAIR: Final = re.compile(
+    r"<arg_key>\s*(?P<name>[\w.-]{1,64})\s*</arg_key>\s*"
+    r"<arg_value>\n?(?P<value>(?:(?!<arg_key>).)*?)\n?</arg_value>",
+    re.DOTALL,
+)
 _LONGEST: Final = 20_000
 """Characters of a call."""
 _MOST_CALLS: Final = 50
@@ -58,9 +67,10 @@ def calls_in_words(text: str, names: Collection[str]) -> Iterator[tuple[str, dic
         text: The text of an answer.
         names: The names of the tools, in lower case.
     """
-    for element in _ELEMENT.finditer(text):
-        if element["name"].casefold() in names:
-            yield element["name"], {match["name"]: match["value"] for match in _PARAMETER.finditer(element["body"])}
+    for calls, arguments in ((_ELEMENT, _PARAMETER), (_KEYED, _PAIR)):
+        for call in calls.finditer(text):
+            if call["name"].casefold() in names:
+                yield call["name"], {match["name"]: match["value"] for match in arguments.finditer(call["body"])}
     if not names:
         return
     beginnings = re.finditer(
@@ -68,8 +78,8 @@ def calls_in_words(text: str, names: Collection[str]) -> Iterator[tuple[str, dic
     )
     for call in itertools.islice(beginnings, _MOST_CALLS):
         end = text.rfind(")", call.end(), call.end() + _LONGEST) + 1
-        if end and (arguments := _arguments(text[call.start("name") : end])) is not None:
-            yield call["name"], arguments
+        if end and (values := _arguments(text[call.start("name") : end])) is not None:
+            yield call["name"], values
 
 
 def _arguments(call: str) -> dict[str, Any] | None:

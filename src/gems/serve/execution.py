@@ -183,6 +183,8 @@ class Executor:
         record = run_record(values, context, self.models, run.id, begun_at)
         statuses: dict[str, Status] = {"cancelled": "cancelled", "failed": "failed"}
         has_failed = record.outcome == "failed"
+        was_refused = not record.attempts and set(values.get("undrawn") or ()) == {"refused"}
+        kind: ErrorKind = "refused" if was_refused else "backend"
         is_new = self.ledger.end(
             run.id,
             statuses.get(record.outcome, "done"),
@@ -190,8 +192,8 @@ class Executor:
             usage=record.usage,
             cost=self._cost(record.usage),
             images=[attempt.image for attempt in record.attempts],
-            error="; ".join(record.errors) if has_failed else None,
-            error_kind="backend" if has_failed else None,
+            error="; ".join(dict.fromkeys(record.errors)) if has_failed else None,
+            error_kind=kind if has_failed else None,
         )
         if is_new:
             self.conclude(run.id, record.outcome, seconds, record.usage)

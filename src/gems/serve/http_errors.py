@@ -20,12 +20,14 @@ from gems.serve.refusals import BusyError, ConflictError, RefusedError, SpentErr
 
 __all__ = [
     "ERRORS",
+    "IN_VAIN",
     "ErrorBody",
     "RequestError",
     "add_handlers",
     "add_safe_headers",
     "as_http",
     "error_response",
+    "fault_of",
 ]
 
 
@@ -47,7 +49,7 @@ class ErrorBody(BaseModel):
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": ErrorBody, "description": description}
     for status, description in {
-        400: "The prompt or a setting cannot be used.",
+        400: "The prompt or a setting cannot be used, or the provider refuses to draw it.",
         401: "The key is missing or wrong.",
         403: "A page of another site sent the request, or the key does not allow it.",
         404: "It does not exist, or belongs to another key.",
@@ -73,6 +75,11 @@ _KINDS: Final[dict[type[Exception], tuple[int, str]]] = {
 """Status and code by the error's class."""
 
 
+IN_VAIN: Final = {"x-should-retry": "false"}
+"""Headers of an error that comes after a run has begun: OpenAI's clients, which send a request again after any 409 or
+5xx, begin and pay for another run then. They heed this, as their own server sends it."""
+
+
 class RequestError(HTTPException):
     """An error with a code, as OpenAI's errors have."""
 
@@ -83,10 +90,15 @@ class RequestError(HTTPException):
         self.code = code
 
 
+def fault_of(error: HTTPException, param: str | None = None) -> Fault:
+    """The details of an error, as they are sent."""
+    kind = "invalid_request_error" if error.status_code < 500 else "server_error"
+    return Fault(message=conceal(error.detail), type=kind, param=param, code=getattr(error, "code", None))
+
+
 def error_response(status: int, message: str, *, code: str | None = None, param: str | None = None) -> Response:
     """The response for an error."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    body = ErrorBody(error=Fault(message=conceal(message), type=kind, param=param, code=code))
+    body = ErrorBody(error=fault_of(RequestError(status, message, code=code), param))
     return JSONResponse(body.model_dump(), status)
 
 
@@ -102,6 +114,8 @@ def as_http(error: Exception) -> RequestError:
     """One of our errors as an HTTP exception, for code that other libraries call."""
     status, code = next((kind for type_, kind in _KINDS.items() if isinstance(error, type_)), (500, "internal_error"))
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, RefusedError) else None
+    if isinstance(error, (BackendError, ConflictError)):
+        headers = IN_VAIN
     return RequestError(status, str(error), code=code, headers=headers)
 
 

@@ -18,7 +18,7 @@ from gems.seeds import seed_of_request_image
 from gems.serve.admission import Submission
 from gems.serve.converting import convert, fitted_size, read_png, size_of
 from gems.serve.hanging_up import ending_with_client
-from gems.serve.http_errors import ERRORS, RequestError, as_http
+from gems.serve.http_errors import ERRORS, IN_VAIN, RequestError, as_http, fault_of
 from gems.serve.ledger import Run
 from gems.serve.links import Links
 from gems.serve.middleware import CLIENT
@@ -142,8 +142,7 @@ class _ImagesRoutes:
             result = _result_of(await run_in_threadpool(self.service.ledger.run, run.id))
         except (RequestError, ConflictError) as caught:
             error = caught if isinstance(caught, RequestError) else as_http(caught)
-            fault = {"message": error.detail, "type": "server_error", "code": error.code, "param": None}
-            yield server_sent("error", {"type": "error", "error": fault})
+            yield server_sent("error", {"type": "error", "error": fault_of(error).model_dump()})
             return
         image, size = await run_in_threadpool(self._encoded, form, run, result.best.image.sha256)
         yield _stream_event(
@@ -160,7 +159,7 @@ class _ImagesRoutes:
         """The image in base64, and its size, as they are sent."""
         png = read_png(self.service.images(run.user), sha256)
         if png is None:
-            raise RequestError(502, "the image is missing from the image store")
+            raise RequestError(502, "the image is missing from the image store", headers=IN_VAIN)
         image = convert(png, size=form.pixels, image_format=form.output_format)
         return base64.b64encode(image).decode("ascii"), size_of(image)
 
@@ -224,11 +223,13 @@ def _raise_without_image(run: Run) -> NoReturn:
         message = f"the service is being stopped; {run.id} is resumed when it is started again"
         raise RequestError(503, message, code="stopping", headers={"retry-after": "10"})
     if run.status == "waiting":
-        raise RequestError(409, f"{run.id} waits for a person's review: POST /v1/runs/{run.id}/review")
+        message = f"{run.id} waits for a person's review: POST /v1/runs/{run.id}/review"
+        raise RequestError(409, message, headers=IN_VAIN)
     if run.status == "cancelled":
-        raise RequestError(409, f"{run.id} was cancelled before there was an image")
-    status = 400 if run.error_kind == "input" else 502
-    raise RequestError(status, without_options(run.error or "no image could be made"), code=run.error_kind)
+        raise RequestError(409, f"{run.id} was cancelled before there was an image", headers=IN_VAIN)
+    status = 502 if run.error_kind == "backend" else 400
+    code = "content_policy_violation" if run.error_kind == "refused" else run.error_kind
+    raise RequestError(status, without_options(run.error or "no image could be made"), code=code, headers=IN_VAIN)
 
 
 def _usage(results: Sequence[_Result]) -> ImagesUsage:

@@ -22,7 +22,7 @@ __all__ = ["DayUsage", "ErrorKind", "Ledger", "NewRun", "Run", "Status"]
 Status = Literal["queued", "running", "waiting", "done", "failed", "cancelled"]
 """``waiting``: for a person's review. ``failed``: it ended with an error and without an image."""
 
-ErrorKind = Literal["input", "backend"]
+ErrorKind = Literal["input", "refused", "backend"]
 
 _FINAL: Final = ("done", "failed", "cancelled")
 

@@ -417,6 +417,7 @@ def test_every_readable_requirement_survives(
         'print(default_api.Plan(prompt="two (red) cars"))',
         "<tool_call>\n<function=Plan>\n<parameter=prompt>\ntwo (red) cars\n</parameter>\n</function>\n</tool_call>",
         '<invoke name="Plan"><parameter name="prompt">two (red) cars</parameter></invoke>',
+        "<tool_call>Plan\n<arg_key>prompt</arg_key>\n<arg_value>two (red) cars</arg_value>\n</tool_call>",
     ],
 )
 def test_a_form_that_is_written_as_a_call_is_read(text: str) -> None:
@@ -434,6 +435,7 @@ def test_a_form_that_is_written_as_a_call_is_read(text: str) -> None:
         'Plan(prompt="two red',
         'MyPlan(prompt="two red cars")',
         "<function=Other><parameter=prompt>two red cars</parameter></function>",
+        "<tool_call>Other<arg_key>prompt</arg_key><arg_value>two red cars</arg_value></tool_call>",
         "```python\ncars = 2\n```",
     ],
 )

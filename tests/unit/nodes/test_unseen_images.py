@@ -10,6 +10,7 @@ from fakes import ScriptedChatModel
 from langchain_core.messages import AIMessage
 from PIL import Image
 
+from gems.errors import BackendError
 from gems.faces import run_here
 from gems.graph.context import GemsContext
 from gems.graph.state import Requirement, Usage
@@ -21,6 +22,20 @@ from gems.nodes.unseen_images import says_unseen
 QUESTION = Requirement(id="r1", question="Are there exactly two cars in the image?", kind="count")
 
 NO_IMAGE = "the chat model says that it has seen no image"
+WORDS = (
+    "I'm sorry, but I can't view or analyze images directly. However, if you describe it to me, I can help.",
+    "Es tut mir leid, aber ich kann keine Bilder sehen. Beschreiben Sie mir das Bild bitte.",
+    "Ich kann leider keine Bilder direkt analysieren.",
+    "抱歉，我无法查看图片。请描述一下图片内容。",
+    "Lo siento, no puedo ver imágenes. Descríbala, por favor.",
+    "Désolé, je ne suis pas en mesure de voir des images.",
+    "Desculpe, não consigo ver imagens.",
+    "Mi dispiace, non posso vedere le immagini.",
+    "Sorry, ik kan geen afbeeldingen bekijken.",
+    "К сожалению, я не могу просматривать изображения.",
+    "申し訳ありませんが、画像を見ることはできません。",
+    "죄송하지만 이미지를 볼 수 없습니다.",
+)
 UNSEEN = (
     "I'm unable to view images. However, here is an example of the format:",
     "As a text-based AI, I cannot see the image you provided. If it shows two cars:",
@@ -44,6 +59,7 @@ UNSEEN = (
     "Ich kann das Bild nicht sehen",
     "Je ne peux pas voir l'image",
     "No puedo ver la imagen",
+    *WORDS,
 )
 SEEN = (
     "",
@@ -184,3 +200,14 @@ def test_answers_that_are_corrected_afterwards_are_unsure(words: str) -> None:
 @pytest.mark.parametrize("words", ["Let me know if you need more.", "These are what the image actually shows."])
 def test_words_after_the_answers_change_nothing(words: str) -> None:
     assert _answer_for(f"Wait, let me look again.\n{_form()}\n\n{words}")[0] == "yes"
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_one_that_says_nothing_else_is_told_as_that(words: str) -> None:
+    with pytest.raises(BackendError, match="has seen no image; give a verifier that sees images"):
+        _answer_for(words)
+
+
+def test_one_that_gives_no_answer_for_another_reason_is_told_as_that() -> None:
+    with pytest.raises(BackendError, match="no structured answer"):
+        _answer_for("There are two cars.")

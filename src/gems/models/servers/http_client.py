@@ -245,7 +245,9 @@ class ServerClient:
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
             raise PassingError(f"{self.title}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
-    def _request(self, method: str, path: str, params: Mapping[str, Any] | None, **arguments: Any) -> httpx.Request:
+    def _request(
+        self, method: str, path: str, params: Mapping[str, Any] | None, *, keyless: bool = False, **arguments: Any
+    ) -> httpx.Request:
         """A request, which may hold what the server has said before, such as a file's name.
 
         Raises:
@@ -254,7 +256,8 @@ class ServerClient:
         try:
             # Given as parameters, they would replace those of the server's address, such as a token.
             url = self._full(path).copy_merge_params(params) if params else self._full(path)
-            return self._session.http.build_request(method, url, **arguments)
+            request = self._session.http.build_request(method, url, **arguments)
+            return _without_key(request) if keyless else request
         except (httpx.InvalidURL, ValueError, TypeError) as error:
             fault = f"a request for it cannot be written ({one_line(error, 80) or type(error).__name__})"
             raise BackendError(f"{self.title}: {fault}", retryable=False) from None
@@ -356,9 +359,10 @@ class ServerClient:
         for _ in range(_MAX_REDIRECTS):
             async with self.exchange("GET", path, deadline, **arguments) as response:
                 body = await read_body(response)
-                target = own_address(self.url, response.next_request.url) if response.next_request else None
-                if response.next_request and (target is None or target == response.url):
-                    fault = f"the image is elsewhere ({one_line(response.next_request.url.copy_with(query=None), 80)})"
+                redirect = response.next_request
+                target = own_address(self.url, redirect.url) if redirect else _signed_address(response)
+                if redirect and (target is None or target == response.url):
+                    fault = f"the image is elsewhere ({one_line(redirect.url.copy_with(query=None), 80)})"
                     raise BackendError(f"{self.title}: {fault}, which is not fetched; {_LET_BASE64}", retryable=False)
                 if target is None:
                     if response.status_code in _NOT_THERE_YET:
@@ -368,7 +372,7 @@ class ServerClient:
                         raise NotThereYetError(fault, after=after, is_under_way=is_under_way)
                     self.check_status(response, body)
                     return body, _media_type(response)
-            path, arguments = str(target), {}
+            path, arguments = str(target), {"keyless": not redirect}
         raise BackendError(f"{self.title}: {host} redirects without end", retryable=False)
 
 
@@ -401,6 +405,18 @@ def advice_on(status: int, reason: str) -> str:
     if status == 401 or (status == 403 and (not reason or _OF_KEYS.search(reason))):
         return _KEY_HINT
     return PROXY_HINT if status == 407 else ""
+
+
+def _signed_address(response: httpx.Response) -> httpx.URL | None:
+    """An address that admits by itself, and may have been refused for the key beside it, as by S3 and Azure."""
+    was_refused = response.status_code in (400, 401, 403)
+    has_both = bool(response.url.query) and "authorization" in response.request.headers
+    return response.url if was_refused and has_both else None
+
+
+def _without_key(request: httpx.Request) -> httpx.Request:
+    request.headers.pop("authorization", None)
+    return request
 
 
 def _media_type(response: httpx.Response) -> str:

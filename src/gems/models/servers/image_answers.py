@@ -219,9 +219,13 @@ class JsonImages(RemoteGenerator):
         reason = one_line(fault if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
             _faults_of_items(answer)
         )
+        if not reason and (reason := one_line(" ".join(_words_of_model(answer)))) and _DECLINES.search(reason):
+            return ContentRefusedError(f"{self.title}: the model refuses to draw this: {reason}")
         message = f"{self.title}: the server answers without an image: {reason or 'no image'}"
         if reason and (is_refusal(body) or is_refusal(reason.encode())):
             return ContentRefusedError(message)
+        if is_flagged(answer):
+            return ContentRefusedError(f"{self.title}: the server's filter stopped the image")
         names = {field_name(name) for name, value in mapping_in(answer).items() if value is not None}
         errors = list(_errors_in(answer))
         kinds = " ".join([*map(kind_of_error, errors), reason if " " not in reason else ""])
@@ -427,6 +431,34 @@ def mapping_in(answer: object) -> Mapping[str, Any]:
     """The answer, or the first item of a list, as an object; an empty one if it is none."""
     first = answer[0] if isinstance(answer, list) and answer else answer
     return first if isinstance(first, Mapping) else {}
+
+
+_TEXTS: Final = ("text", "content", "output_text", "refusal")
+"""Names of what a model writes in place of an image."""
+_DECLINES: Final = re.compile(
+    r"\bi(?: am|['’]m) (?:sorry\b[^.]{0,40}\bi(?: am|['’]m) )?(?:unable|not able|not allowed) to\b"
+    r"|\bi (?:can ?not|can['’]t|won['’]t|will not|must decline) "
+    r"|\bagainst (?:my|our|the) (?:\w+ ){0,2}(?:polic|guideline)"
+    r"|\bviolat\w+ (?:\S+ ){0,4}(?:polic|guideline|terms)",
+    re.IGNORECASE,
+)
+"""How models say that they will not draw a prompt."""
+
+
+def _words_of_model(answer: object, depth: int = 8) -> Iterator[str]:
+    """What a model that can write as well has written, without what it thought."""
+    if isinstance(answer, list) and depth:
+        for item in answer[:_MOST_PARTS]:
+            yield from _words_of_model(item, depth - 1)
+    elif isinstance(answer, Mapping) and depth and answer.get("thought") is not True:
+        for name, value in answer.items():
+            if not isinstance(value, str):
+                yield from _words_of_model(value, depth - 1)
+            elif field_name(name) in _TEXTS and " " in value.strip():
+                yield value.strip()
+
+
+_MOST_PARTS: Final = 8
 
 
 def _faults_of_items(answer: object) -> str:

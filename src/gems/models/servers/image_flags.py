@@ -19,7 +19,7 @@ _FLAGGED: Final = frozenset(
     | {"nsfw_content_detected", "nsfw_concepts_detected", "contains_nsfw", "flagged", "unsafe", "is_unsafe"}
 )
 """Names of what is true of an image that a filter has found something in; some servers hand it out all the same."""
-_SAFE: Final = frozenset({"safe", "is_safe"})
+_SAFE: Final = frozenset({"safe", "is_safe", "respect_moderation"})
 _DEPTH: Final = 6
 
 

@@ -12,7 +12,7 @@ import httpx
 from langchain_core.language_models import BaseChatModel
 from pydantic import SecretStr
 
-from gems.errors import BackendError, InputError, is_passing_status, is_unpaid, meant_status
+from gems.errors import BackendError, InputError, is_passing_status, is_unloadable, is_unpaid, meant_status
 from gems.extras import how_to_install
 from gems.models.deadlines import IN_ONE_TRY, end_reads_at
 from gems.models.image_refusals import says_no_images
@@ -121,7 +121,9 @@ def _do_not_retry_in_vain(response: httpx.Response) -> None:
         response.read()
         reason = error_message(response.content)
         in_vain = is_unpaid(f"{reason} {response.content[:4000].decode('utf-8', 'replace')}")
-        in_vain = in_vain or not is_passing_status(response.status_code) or says_no_images(reason)
+        in_vain = (
+            in_vain or not is_passing_status(response.status_code) or says_no_images(reason) or is_unloadable(reason)
+        )
         if IN_ONE_TRY.get() or in_vain or not may_send_again():
             response.headers["x-should-retry"] = "false"
 

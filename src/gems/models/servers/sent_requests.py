@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import httpx
 
-from gems.errors import is_passing_status, may_cost
+from gems.errors import is_passing_status, is_unloadable, may_cost
 from gems.models.deadlines import MAY_SEND, SENDS, limit_reads
+from gems.models.servers.error_texts import error_message
 
 __all__ = [
     "answers_lost",
@@ -80,9 +81,9 @@ def watch(event: str, details: Mapping[str, Any]) -> None:
 def note_refusal(response: httpx.Response) -> None:
     """Do not count the request of an answer that says that nothing was done, nor an answer where it was refused."""
     status = response.status_code
-    if status < 300 or may_cost(status):
+    if status < 300 or (may_cost(status) and not is_unloadable(error_message(response.read()))):
         return
-    if is_passing_status(status):
+    if is_passing_status(status) and not may_cost(status):
         _REQUESTS.refused = _number("refused") + 1
     else:
         _REQUESTS.denied = _number("denied") + 1
