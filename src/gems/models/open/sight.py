@@ -77,10 +77,10 @@ class Detection:
         """The probability of a look, given what the thing is."""
         return float(self.looks_of.get(thing, self.looks)[look])
 
-    def expecting(self, asked: Mapping[int, Collection[int]], name_odds: float, look_odds: float) -> Detection:
+    def expecting(self, expectation: Mapping[int, Collection[int]], name_odds: float, look_odds: float) -> Detection:
         """The same find by someone who knows which things were asked for, and in which looks."""
         names, looks_of = self.names.copy(), {}
-        for thing, looks in asked.items():
+        for thing, looks in expectation.items():
             odds = np.ones(len(LOOK_NAMES))
             odds[list(looks)] = look_odds
             joint = self.looks * odds / odds.mean()
@@ -112,10 +112,10 @@ class Sight:
         self.detections, self.backgrounds = tuple(detections), backgrounds
         self._image, self._reader, self._calibration = image, reader, calibration
 
-    def expecting(self, asked: Mapping[int, Collection[int]]) -> Self:
+    def expecting(self, expectation: Mapping[int, Collection[int]]) -> Self:
         """The same sight by someone who knows what the image was made to show: these things, in these looks."""
         c = self._calibration
-        expected = [d.expecting(asked, c.expected_odds, c.look_odds) for d in self.detections]
+        expected = [d.expecting(expectation, c.expected_odds, c.look_odds) for d in self.detections]
         return type(self)(expected, self.backgrounds, self._image, self._reader, c)
 
     def p_any(self, who: Who) -> float:
