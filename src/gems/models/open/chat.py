@@ -232,7 +232,7 @@ def expected_of(questions: Sequence[Question]) -> dict[int, set[int]]:
                 looks.setdefault(who.thing, set()).update([who.look] if who.look >= 0 else [])
         if question.kind == "attribute":
             looks[question.who.thing].add(question.look)
-    return {thing: those or {0} for thing, those in looks.items()}
+    return {thing: own or {0} for thing, own in looks.items()}
 
 
 def _judge(sight: Any, question: Question, numbers: _Numbers) -> tuple[float, str]:
