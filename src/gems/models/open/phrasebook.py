@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import snowballstemmer
 
 from gems.languages import fold, pieces_of
+from gems.models.open.numerals import UNCOUNTABLE, numeral_at, product
 from gems.models.open.things import INDEX, WORDS_FOLDER
 
 __all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "phrasebook"]
@@ -49,6 +50,7 @@ _KINDS: Final = {
 _KOREAN_PARTICLE: Final = re.compile(
     r"(?<=..)(?:에서|으로|에게|한테|이랑|하고|은|는|이|가|을|를|의|에|와|과|도|로|랑|들)$|(?<=.)(?:은|는|이|가|을|를|의|에|와|과|도|로)$"
 )
+_KOREAN_AND: Final = re.compile(r"(?<=.)(?:이랑|하고|와|과|랑)$")
 
 
 class Meaning(NamedTuple):
@@ -115,9 +117,11 @@ class Phrasebook:
             words = [piece.group() for piece in pieces_of(form)]
             key = tuple(map(fold, words))
             meaning = Meaning(kind, value, number > 0, is_stand_in)
-            for table, entry in ((self._phrases, key), (self._stems, tuple(map(self._stem, words)))):
+            # What begins as a great number does is often another word.
+            stems = () if value == UNCOUNTABLE else tuple(map(self._stem, words))
+            for table, entry in ((self._phrases, key), (self._stems, stems)):
                 meanings = table.setdefault(entry, [])
-                if key and not any(m.kind == kind and (m.value == value or not m.is_stand_in) for m in meanings):
+                if entry and not any(m.kind == kind and (m.value == value or not m.is_stand_in) for m in meanings):
                     meanings[:] = [m for m in meanings if m.kind != kind] + [meaning]
 
     def _says_look(self, phrase: str) -> bool:
@@ -136,25 +140,84 @@ class Phrasebook:
         return list(self._matches(text))
 
     def _matches(self, text: str) -> Iterator[Match]:
-        pieces = [
-            (m.group(), fold(m.group()), m.start(), m.end()) for m in pieces_of(unicodedata.normalize("NFC", text))
-        ]
+        text = unicodedata.normalize("NFC", text)
+        spans = self._with_numbers(text)
+        for index, span in enumerate(spans):
+            yield span.match
+            until = spans[index + 1].start if index + 1 < len(spans) else len(text)
+            if re.search(r"[,;:.،、，；。]", text[span.end : until]):
+                yield Match(",", (_COMMA,))
+
+    def _spans(self, text: str) -> Iterator[_Span]:
+        """The longest phrases of a text, in order."""
+        pieces = [piece for m in pieces_of(text) for piece in self._pieces_of(m.group(), m.start())]
         position = 0
         while position < len(pieces):
             length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
-            end = position + max(1, length)
-            yield Match(text[pieces[position][2] : pieces[end - 1][3]], meanings, is_exact)
-            until = pieces[end][2] if end < len(pieces) else len(text)
-            if re.search(r"[,;:.،、，；。]", text[pieces[end - 1][3] : until]):
-                yield Match(",", (_COMMA,))
-            position = end
+            start, after = pieces[position][2], position + max(1, length)
+            numeral = numeral_at(text, start)
+            if numeral and not (is_exact and numeral.end <= pieces[after - 1][3] and (numeral.value or length > 1)):
+                meanings = (Meaning("number", numeral.value),) if numeral.value else (_LEFT_OUT,)
+                after = next((k for k in range(position, len(pieces)) if pieces[k][2] >= numeral.end), len(pieces))
+            yield _Span(start, pieces[after - 1][3], Match(text[start : pieces[after - 1][3]], meanings, is_exact))
+            position = after
+
+    def _pieces_of(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+        """A word, folded, and where it stands; in Korean apart from the "and" that is written together with it."""
+        joint = _KOREAN_AND.search(word) if self.language == "ko" else None
+        if joint and (fold(word),) not in self._phrases and (fold(word[: joint.start()]),) in self._phrases:
+            return [self._piece(word[: joint.start()], start), self._piece(joint.group(), start + joint.start())]
+        return [self._piece(word, start)]
+
+    @staticmethod
+    def _piece(word: str, start: int) -> tuple[str, str, int, int]:
+        return word, fold(word), start, start + len(word)
+
+    def _with_numbers(self, text: str) -> list[_Span]:
+        """The phrases of a text, with numbers that stand side by side, or before a unit, as one."""
+        result: list[_Span] = []
+        for span in self._spans(text):
+            previous = result[-1] if result else None
+            joint = self._joint(text, previous, span) if previous else None
+            if previous is None or joint is None:
+                result.append(span)
+            elif joint is _LEFT_OUT:  # of "a 100 dollar bill", the number alone
+                result[-1:] = [_Span(previous.start, previous.end, Match(previous.match.text, (joint,))), span]
+            else:
+                result[-1] = _Span(previous.start, span.end, Match(text[previous.start : span.end], (joint,)))
+        return result
+
+    def _joint(self, text: str, previous: _Span, span: _Span) -> Meaning | None:
+        """What a number means together with what comes next; None if it stands by itself."""
+        number, gap = _number_alone(previous.match), text[previous.end : span.start]
+        is_compound = len(gap) == 1 and gap in "-‐‑"
+        if number is None or (gap.strip() and not is_compound):
+            return None
+        if following := _number_alone(span.match):
+            return Meaning("number", product((number.value, following.value), gap))
+        word, thing = span.match.of("word"), span.match.of("thing")
+        if is_compound:  # "three-legged"
+            return None if thing and thing.is_plural and span.match.is_exact else _UNIT
+        if thing and number.value == UNCOUNTABLE and not thing.is_plural and self._begins_with_unit(span.match.text):
+            return _LEFT_OUT
+        return _UNIT if word and word.value == "unit" and not thing else None
+
+    def _begins_with_unit(self, text: str) -> bool:
+        first = fold(next(pieces_of(text)).group())
+        return any(m.value == "unit" for m in self._phrases.get((first,), ()))
 
     def _longest_at(self, pieces: Sequence[tuple[str, str, int, int]]) -> tuple[int, tuple[Meaning, ...], bool]:
         words, stems = [p[1] for p in pieces], [self._stem(p[0]) for p in pieces]
         for length in range(len(words), 0, -1):
-            for table, key in ((self._phrases, words), (self._stems, stems)):
-                if meanings := table.get(tuple(key[:length])):
-                    return length, tuple(meanings), table is self._phrases
+            whole, stem = tuple(words[:length]), stems[length - 1]
+            # In Korean only the last word of a phrase has a particle, and many a noun ends like one.
+            for table, key in (
+                (self._phrases, whole),
+                (self._phrases, (*whole[:-1], stem)),
+                (self._stems, (*stems[:length],)),
+            ):
+                if meanings := table.get(key):
+                    return length, tuple(meanings), key == whole
         return 0, (), False
 
     def first_words(self, kind: str, value: str) -> str:
@@ -167,6 +230,22 @@ class Phrasebook:
 
 
 _COMMA: Final = Meaning("word", "and")
+_LEFT_OUT: Final = Meaning("word", "left out")
+_UNIT: Final = Meaning("word", "unit")
+"""What a number means together with its unit."""
+
+
+class _Span(NamedTuple):
+    """A phrase and where it stands in its text."""
+
+    start: int
+    end: int
+    match: Match
+
+
+def _number_alone(match: Match) -> Meaning | None:
+    """The number that a phrase means, if it means nothing else."""
+    return match.meanings[0] if match.meanings and all(m.kind == "number" for m in match.meanings) else None
 
 
 def _lines(language: str) -> Iterator[tuple[str, str, str]]:

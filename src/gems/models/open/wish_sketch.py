@@ -69,6 +69,8 @@ class Draft:
     size: str = ""
     place: str = ""
     text: str = ""
+    is_joined: bool = False
+    """Whether an "and" joins it to the group before it."""
 
     def group(self) -> Group:
         """The group, once it is complete."""
@@ -110,15 +112,20 @@ class Sketch:
         self.missing: list[str] = []
         self.left_out: list[str] = []
         self.waiting = Waiting()
+        self.number_text = ""
+        """The last number, as it was written."""
         self.relation: tuple[str, int] | None = None
         """A relation, and the group before it. In languages that put relations after their second group, it may be that
         the first group is still to come: then the number is -1 less the index of the second."""
-        self.is_negated = False
+        self.negation = ""
+        """The negation that waits for its noun, as it was written."""
+        self.after_absent = ""
+        """How the last noun was named, if it must not be there: "bare" or with an "article"."""
         self.is_separated = True
         """Whether a comma, an "and" or a relation stands between the last group and the cursor."""
         self.is_apart = False
         """Whether an "and" or a comma stands between the last two groups."""
-        self.said_with = False
+        self.said_with = self.said_and = False
 
     def reading(self) -> Reading:
         """What has been read, at the end of the prompt.
@@ -127,8 +134,11 @@ class Sketch:
             InputError: It is nothing, too much, or contradicts itself.
         """
         self.end_phrase()
+        self.leave_number()
+        self.left_out += [self.negation] if self.negation else []
         self._write()
-        wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, tuple(self.absent))
+        absent = tuple(dict.fromkeys(self.absent))
+        wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
         self._check(wish)
         left_out, missing = (tuple(dict.fromkeys(words)) for words in (self.left_out, self.missing))
         return Reading(wish, tuple(self.stand_ins), missing, left_out, self.book.language)
@@ -136,6 +146,8 @@ class Sketch:
     def end_phrase(self) -> None:
         """Settle words that no table has: a noun, if something waits for one; otherwise they are left out."""
         unknown, self.waiting.unknown = self.waiting.unknown, []
+        if self.negation and (self.waiting.look or self.waiting.size):
+            self.deny(self.negation)
         if not unknown:
             if (
                 not self.waiting.is_empty
@@ -147,12 +159,26 @@ class Sketch:
                 self.groups[-1].size = self.groups[-1].size or self.waiting.size
                 self.waiting = Waiting(place=self.waiting.place)
             return
-        is_awaited = not self.waiting.is_empty or self.relation is not None or self.is_negated or self.said_with
+        if self.negation:  # what no table has is not drawn anyway
+            self.left_out.append(" ".join((self.negation, *unknown)))
+            self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
+            return
+        is_awaited = not self.waiting.is_empty or self.relation is not None or self.said_with
         is_noun = is_awaited or (self.is_separated and _is_plural(unknown[-1]))
         if (self.groups or self.background) and (not is_noun or _is_participle(unknown[-1])):
             self.left_out += unknown
             return
         self._add_unknown(unknown)
+
+    def leave_number(self) -> None:
+        """Settle a number that no noun follows: it is of the plural before it, or is left out."""
+        number, self.waiting.number = self.waiting.number, ""
+        if number in ("", "1"):
+            return
+        if self.groups and self.groups[-1].more:
+            self.groups[-1].count, self.groups[-1].more = quantity(number)
+        else:
+            self.left_out.append(self.number_text)
 
     def _add_unknown(self, words: list[str]) -> None:
         """Draw the nearest thing for an unknown noun; without one, the wish lacks it, and is nothing if that is all."""
@@ -162,9 +188,9 @@ class Sketch:
         if name is not None:
             self.stand_ins.append((" ".join(words), name))
             self.add(INDEX[name], plural=_is_plural(words[-1]))
-        elif self.groups or self.background or self.is_negated:
+        elif self.groups or self.background:
             self.missing.append(" ".join(words))
-            self.relation, self.waiting, self.is_negated, self.said_with = None, Waiting(), False, False
+            self.relation, self.waiting, self.said_with = None, Waiting(), False
             self.is_separated = True
         else:
             things = with_near_words([" ".join(words)], self.book.words_of("thing"))
@@ -174,22 +200,35 @@ class Sketch:
         """Begin a group of what waits for its noun."""
         waiting, self.waiting = self.waiting, Waiting()
         self.left_out += waiting.unknown
-        if self.is_negated:
-            self.is_negated = False
+        if self.negation:
+            self.negation, self.after_absent = "", "article" if waiting.number else "bare"
             self.absent.append(thing)
-            self.is_separated = False
+            self.relation, self.said_with = None, False
             return
+        self.after_absent = ""
         number = waiting.number or ("some" if plural else "1")
         count, more = quantity(number)
-        self.groups.append(Draft(thing, count, more, waiting.look, waiting.size, waiting.place))
+        draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, is_joined=self.said_and)
+        self.groups.append(draft)
         last = len(self.groups) - 1
         self.is_apart = self.is_separated and self.relation is None
         if self.relation is not None:
             self._join(last)
         elif self.said_with and last and self._can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
-        self.said_with = False
+        self.said_with = self.said_and = False
         self.is_separated = False
+
+    def deny(self, text: str) -> None:
+        """Refuse a negation of anything but a thing.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"{text!r}: the open models can leave out things, but no look, size, place, relation or background; say "
+            f"what it is instead; {HINT}"
+        )
 
     def another_follows(self) -> bool:
         """Whether "and" and a noun come next; whoever reads knows."""
