@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
-from typing import Final, NamedTuple
+from functools import cache, cached_property, lru_cache
+from typing import Final, NamedTuple, TypeAlias
 
 import snowballstemmer
 
@@ -84,6 +84,15 @@ class Match(NamedTuple):
         return next((m for m in self.meanings if m.kind == kind), None)
 
 
+_Table: TypeAlias = dict[tuple[str, ...], list[Meaning]]
+
+
+def _enter(table: _Table, key: tuple[str, ...], meaning: Meaning) -> None:
+    meanings = table.setdefault(key, [])
+    if key and not any(m.kind == meaning.kind and (m.value == meaning.value or not m.is_stand_in) for m in meanings):
+        meanings[:] = [m for m in meanings if m.kind != meaning.kind] + [meaning]
+
+
 class Phrasebook:
     """The table of one language.
 
@@ -96,8 +105,8 @@ class Phrasebook:
     def __init__(self, language: str) -> None:
         self.language, self.adjectives, self.relations = language, "before", "between"
         self._stemmer = snowballstemmer.stemmer(_STEMMERS[language]) if language in _STEMMERS else None
-        self._phrases: dict[tuple[str, ...], list[Meaning]] = {}
-        self._stems: dict[tuple[str, ...], list[Meaning]] = {}
+        self._phrases: _Table = {}
+        self._entries: list[tuple[list[str], Meaning]] = []
         self._first: dict[tuple[str, str], str] = {}
         self._stem = lru_cache(maxsize=8192)(self._stem_of)
         for kind, meaning, words in _lines(language):
@@ -115,14 +124,18 @@ class Phrasebook:
         forms = [form.strip() for form in phrase.lstrip("~").split(" / ")]
         for number, form in enumerate(forms):
             words = [piece.group() for piece in pieces_of(form)]
-            key = tuple(map(fold, words))
             meaning = Meaning(kind, value, number > 0, is_stand_in)
+            _enter(self._phrases, tuple(map(fold, words)), meaning)
             # What begins as a great number does is often another word.
-            stems = () if value == UNCOUNTABLE else tuple(map(self._stem, words))
-            for table, entry in ((self._phrases, key), (self._stems, stems)):
-                meanings = table.setdefault(entry, [])
-                if entry and not any(m.kind == kind and (m.value == value or not m.is_stand_in) for m in meanings):
-                    meanings[:] = [m for m in meanings if m.kind != kind] + [meaning]
+            self._entries += [] if value == UNCOUNTABLE else [(words, meaning)]
+
+    @cached_property
+    def _stems(self) -> _Table:
+        """The meanings by the stems of words. To stem them takes most of the time, and few prompts need all languages."""
+        table: _Table = {}
+        for words, meaning in self._entries:
+            _enter(table, tuple(map(self._stem, words)), meaning)
+        return table
 
     def _says_look(self, phrase: str) -> bool:
         """Whether a name of several words says a look too, as "red apple" does: the look is read by itself."""
@@ -134,6 +147,17 @@ class Phrasebook:
         if self.language == "ko":
             return fold(_KOREAN_PARTICLE.sub("", word))
         return fold(self._stemmer.stemWord(word.lower()) if self._stemmer else word)
+
+    def exact_share(self, text: str) -> float:
+        """The share of a text's letters in words that the table has as they are written."""
+        words = [fold(piece.group()) for piece in pieces_of(unicodedata.normalize("NFC", text))]
+        position = letters = 0
+        while position < len(words):
+            lengths = range(min(self._longest, len(words) - position), 0, -1)
+            length = next((n for n in lengths if tuple(words[position : position + n]) in self._phrases), 0)
+            letters += sum(map(len, words[position : position + length]))
+            position += max(1, length)
+        return letters / max(1, sum(map(len, words)))
 
     def matches(self, text: str) -> list[Match]:
         """The phrases of a text, in order, each as long as there is one in the table; commas are matches too."""

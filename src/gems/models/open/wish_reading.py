@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from gems.errors import InputError
@@ -21,16 +22,24 @@ from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Waiting, quan
 __all__ = ["Reading", "language_of_prompt", "read"]
 
 
+@lru_cache(maxsize=256)  # a run asks for the same few prompts again and again
 def language_of_prompt(text: str) -> Phrasebook:
     """The phrasebook that knows the most of a prompt's words; English unless another knows clearly more."""
-    codes = _likely(text)
-    shares = {}
-    for code in codes:
-        shares[code] = _share_of(text, phrasebook(code))
+    shares: dict[str, float] = {}
+    for code in _likely(text):
+        shares[code] = phrasebook(code).exact_share(text)
         if code == "en" and shares[code] == 1:
-            break
-    best = max(shares, key=lambda code: shares[code] + (0.2 if code == "en" else 0.0))
-    return phrasebook(best)
+            return phrasebook(code)
+    likeliest = max(shares[code] + _bonus(code) for code in shares)
+    # A word that is known by its stem counts by half.
+    likely = [code for code, share in shares.items() if (1 + share) / 2 + _bonus(code) >= likeliest]
+    if len(likely) == 1:
+        return phrasebook(likely[0])
+    return max(map(phrasebook, likely), key=lambda book: _share_of(text, book) + _bonus(book.language))
+
+
+def _bonus(code: str) -> float:
+    return 0.2 if code == "en" else 0.0
 
 
 def _share_of(text: str, book: Phrasebook) -> float:
@@ -55,6 +64,7 @@ def _likely(text: str) -> Sequence[str]:
     return [code for code in TONGUES if code not in ("ru", "zh", "ja", "ko")]
 
 
+@lru_cache(maxsize=256)
 def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
     """Read a prompt.
 
