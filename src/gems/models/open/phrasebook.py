@@ -50,7 +50,8 @@ _KINDS: Final = {
 _KOREAN_PARTICLE: Final = re.compile(
     r"(?<=..)(?:에서|으로|에게|한테|이랑|하고|은|는|이|가|을|를|의|에|와|과|도|로|랑|들)$|(?<=.)(?:은|는|이|가|을|를|의|에|와|과|도|로)$"
 )
-_KOREAN_AND: Final = re.compile(r"(?<=.)(?:이랑|하고|와|과|랑)$")
+_JOINTS: Final = {"ko": re.compile(r"(?<=.)(?:이랑|하고|와|과|랑)$"), "tr": re.compile(r"(?<=..)l[ıiuü]$")}
+"""Endings that join a noun to the next: Korean "and", and Turkish "with"."""
 
 
 class Meaning(NamedTuple):
@@ -107,6 +108,7 @@ class Phrasebook:
         self._stemmer = snowballstemmer.stemmer(_STEMMERS[language]) if language in _STEMMERS else None
         self._phrases: _Table = {}
         self._entries: list[tuple[list[str], Meaning]] = []
+        self._written: set[str] = set()
         self._first: dict[tuple[str, str], str] = {}
         self._stem = lru_cache(maxsize=8192)(self._stem_of)
         for kind, meaning, words in _lines(language):
@@ -115,7 +117,7 @@ class Phrasebook:
                 continue
             self._first[kind, meaning] = words.split(",")[0]
             for number, phrase in enumerate(words.split(",")):
-                if number == 0 or kind != "thing" or not self._says_look(phrase):
+                if number == 0 or kind != "thing" or not self._says_more(meaning, phrase):
                     self._add(kind, meaning, phrase.strip())
         self._longest = max(map(len, self._phrases))
 
@@ -126,21 +128,27 @@ class Phrasebook:
             words = [piece.group() for piece in pieces_of(form)]
             meaning = Meaning(kind, value, number > 0, is_stand_in)
             _enter(self._phrases, tuple(map(fold, words)), meaning)
-            # What begins as a great number does is often another word.
-            self._entries += [] if value == UNCOUNTABLE else [(words, meaning)]
+            self._written.update(map(str.lower, words))
+            # What begins as a great number does is often another word; Turkish numbers are not inflected.
+            is_fixed = value == UNCOUNTABLE or (kind == "number" and self.language == "tr")
+            self._entries += [] if is_fixed else [(words, meaning)]
 
     @cached_property
     def _stems(self) -> _Table:
-        """The meanings by the stems of words. To stem them takes most of the time, and few prompts need all languages."""
+        """The meanings by the stems of words: to stem takes most of the time, and few prompts need all languages."""
         table: _Table = {}
         for words, meaning in self._entries:
             _enter(table, tuple(map(self._stem, words)), meaning)
         return table
 
-    def _says_look(self, phrase: str) -> bool:
-        """Whether a name of several words says a look too, as "red apple" does: the look is read by itself."""
-        words = [(fold(piece.group()),) for piece in pieces_of(phrase)]
-        return len(words) > 1 and any(m.kind == "look" for w in words for m in self._phrases.get(w, ()))
+    def _says_more(self, value: str, phrase: str) -> bool:
+        """Whether a name of several words says a look or size too, as "red apple" does: that is read by itself."""
+        first, *rest = [fold(piece.group()) for piece in pieces_of(phrase)]
+        if not rest:
+            return False
+        says_look = any(m.kind == "look" for w in (first, *rest) for m in self._phrases.get((w,), ()))
+        is_name = any(m.value == value for m in self._phrases.get(tuple(rest), ()))
+        return says_look or (is_name and any(m.kind == "size" for m in self._phrases.get((first,), ())))
 
     def _stem_of(self, word: str) -> str:
         """A word's stem, folded after it is stemmed: stemmers know their language's accents."""
@@ -158,6 +166,11 @@ class Phrasebook:
             letters += sum(map(len, words[position : position + length]))
             position += max(1, length)
         return letters / max(1, sum(map(len, words)))
+
+    def written_share(self, text: str) -> float:
+        """The share of a text's letters in words that the table has with the same accents, in whatever phrases."""
+        words = [piece.group().lower() for piece in pieces_of(unicodedata.normalize("NFC", text))]
+        return sum(len(word) for word in words if word in self._written) / max(1, sum(map(len, words)))
 
     def matches(self, text: str) -> list[Match]:
         """The phrases of a text, in order, each as long as there is one in the table; commas are matches too."""
@@ -187,9 +200,10 @@ class Phrasebook:
             position = after
 
     def _pieces_of(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
-        """A word, folded, and where it stands; in Korean apart from the "and" that is written together with it."""
-        joint = _KOREAN_AND.search(word) if self.language == "ko" else None
-        if joint and (fold(word),) not in self._phrases and (fold(word[: joint.start()]),) in self._phrases:
+        """A word, folded, and where it stands; apart from an "and" or "with" that is written together with it."""
+        joint = joints.search(word) if (joints := _JOINTS.get(self.language)) else None
+        is_known = joint is None or (fold(word),) in self._phrases
+        if joint and not is_known and (fold(word[: joint.start()]),) in self._phrases:
             return [self._piece(word[: joint.start()], start), self._piece(joint.group(), start + joint.start())]
         return [self._piece(word, start)]
 
@@ -233,16 +247,26 @@ class Phrasebook:
     def _longest_at(self, pieces: Sequence[tuple[str, str, int, int]]) -> tuple[int, tuple[Meaning, ...], bool]:
         words, stems = [p[1] for p in pieces], [self._stem(p[0]) for p in pieces]
         for length in range(len(words), 0, -1):
-            whole, stem = tuple(words[:length]), stems[length - 1]
-            # In Korean only the last word of a phrase has a particle, and many a noun ends like one.
-            for table, key in (
-                (self._phrases, whole),
-                (self._phrases, (*whole[:-1], stem)),
-                (self._stems, (*stems[:length],)),
-            ):
-                if meanings := table.get(key):
+            whole = tuple(words[:length])
+            # A noun's own stem may be shorter than it, and what is left of its case is the noun.
+            lookups = ((self._phrases, whole), (self._phrases, (*whole[:-1], stems[length - 1])))
+            for table, key in (*lookups, (self._stems, tuple(stems[:length]))):
+                meanings = [m for m in table.get(key, ()) if key == whole or m.value != UNCOUNTABLE]
+                if meanings and not self._ends_in_relation(words, length):
                     return length, tuple(meanings), key == whole
         return 0, (), False
+
+    def _ends_in_relation(self, words: Sequence[str], length: int) -> bool:
+        """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
+        if (
+            self.language != "ja"
+            or length < 2
+            or words[length - 1] != "の"
+            or tuple(words[: length - 1]) not in self._phrases
+        ):
+            return False
+        ends = range(length + 1, len(words) + 1)
+        return any(m.kind == "relation" for end in ends for m in self._phrases.get(tuple(words[length - 1 : end]), ()))
 
     def first_words(self, kind: str, value: str) -> str:
         """The usual words for a meaning: singular and, after a slash, plural."""

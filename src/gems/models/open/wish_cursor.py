@@ -59,7 +59,8 @@ class Cursor(Sketch):
         for match in self.next_matches():
             if match.of("thing"):
                 return True
-            if not (match.of("look") or match.of("size") or match.of("word")):
+            word = match.of("word")
+            if not (match.of("look") or match.of("size") or (word and word.value == "ignore")):
                 return False
         return False
 

@@ -35,7 +35,11 @@ def language_of_prompt(text: str) -> Phrasebook:
     likely = [code for code, share in shares.items() if (1 + share) / 2 + _bonus(code) >= likeliest]
     if len(likely) == 1:
         return phrasebook(likely[0])
-    return max(map(phrasebook, likely), key=lambda book: _share_of(text, book) + _bonus(book.language))
+
+    def evidence(book: Phrasebook) -> float:
+        return _share_of(text, book) + _bonus(book.language) + 0.1 * book.written_share(text)  # "três" and "tres"
+
+    return max(map(phrasebook, likely), key=evidence)
 
 
 def _bonus(code: str) -> float:
@@ -126,7 +130,8 @@ class _Reader(Negations):
     # --- what each kind of meaning does
 
     def _take_number(self, meaning: Meaning, match: Match) -> None:
-        self.end_phrase()
+        if self.waiting.unknown:  # else adjectives wait: Turkish says "small brown a dog"
+            self.end_phrase()
         if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
             self._refuse_number(f"{self.bound} {match.text}".strip())
         follows_noun = self.noun_precedes() and not self.group_follows_soon()
@@ -166,7 +171,9 @@ class _Reader(Negations):
         """Whether an adjective here is about the noun before it."""
         if not self.noun_precedes():
             return False
-        return self.book.adjectives != "before" or not self.noun_follows()
+        if not self.noun_follows():
+            return True
+        return self.book.adjectives != "before" and not self.is_word(-1, "ignore")
 
     def _take_place(self, meaning: Meaning, match: Match) -> None:
         self.end_group(match)
@@ -183,13 +190,15 @@ class _Reader(Negations):
     def _take_background(self, meaning: Meaning, match: Match) -> None:
         if self.negation and not self.waiting.unknown:
             self.deny(f"{self.negation} {match.text}")
+        if self.waiting.unknown and self.waiting.number not in ("", "1"):
+            self.end_phrase()  # "five waterfalls in a meadow"
         self.leave_number()
         self.left_out += self.waiting.unknown
         self.waiting.unknown = []
         if self.background not in ("", meaning.value):
             self.left_out.append(match.text)
         self.background = self.background or meaning.value
-        self.relation, self.waiting = None, Waiting(place=self.waiting.place)
+        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
 
     def _take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
@@ -202,10 +211,13 @@ class _Reader(Negations):
         if not self.groups:
             if meaning.value not in ("in", "on", "holding"):
                 self.relation = None
+            is_before = meaning.value != "holding" and self.book.relations == "between"
+            self.leading = meaning.value if is_before or self._stands_between(match) else ""
             return
         if self.book.relations == "after" and not self._stands_between(match):
             b = len(self.groups) - 1
-            free = b > 0 and not self.is_apart and not any(r.a == b - 1 for r in self.relations)
+            is_apart = self.is_apart and meaning.value != "playing with"  # "a boy and a dog play"
+            free = b > 0 and not is_apart and not any(r.a == b - 1 for r in self.relations)
             if free:
                 self.relate(meaning.value, b - 1, b)
             else:
@@ -216,7 +228,10 @@ class _Reader(Negations):
 
     def _stands_between(self, match: Match) -> bool:
         """Chinese puts places after the second thing, and verbs between the two."""
-        return self.book.language == "zh" and match.text[0] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
+        return (
+            self.book.language == "zh"
+            and match.text.lstrip("正在")[:1] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
+        )
 
     def _take_word(self, meaning: Meaning, match: Match) -> None:
         match meaning.value:

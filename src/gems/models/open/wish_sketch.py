@@ -117,6 +117,8 @@ class Sketch:
         self.relation: tuple[str, int] | None = None
         """A relation, and the group before it. In languages that put relations after their second group, it may be that
         the first group is still to come: then the number is -1 less the index of the second."""
+        self.leading = ""
+        """A relation before the first group: "behind a tree stands a cat"."""
         self.negation = ""
         """The negation that waits for its noun, as it was written."""
         self.after_absent = ""
@@ -214,10 +216,21 @@ class Sketch:
         self.is_apart = self.is_separated and self.relation is None
         if self.relation is not None:
             self._join(last)
+        elif self.leading and last and not self.said_and:
+            self._relate_to_leading(last)
         elif self.said_with and last and self._can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
         self.said_with = self.said_and = False
         self.is_separated = False
+
+    def _relate_to_leading(self, last: int) -> None:
+        if self.leading != "between":
+            self.relate(self.leading, last, 0)
+        elif last == 2:
+            self.relations.append(Relation("between", 2, 0, 1))
+        else:
+            return
+        self.leading = ""
 
     def deny(self, text: str) -> None:
         """Refuse a negation of anything but a thing.
