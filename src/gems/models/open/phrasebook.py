@@ -129,9 +129,11 @@ class Phrasebook:
             meaning = Meaning(kind, value, number > 0, is_stand_in)
             _enter(self._phrases, tuple(map(fold, words)), meaning)
             self._written.update(map(str.lower, words))
-            # What begins as a great number does is often another word; Turkish numbers are not inflected.
-            is_fixed = value == UNCOUNTABLE or (kind == "number" and self.language == "tr")
-            self._entries += [] if is_fixed else [(words, meaning)]
+            self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]
+
+    def _is_fixed(self, meaning: Meaning) -> bool:
+        """Whether words have a meaning only as they are: what begins as a number does is often another word."""
+        return meaning.value == UNCOUNTABLE or (meaning.kind == "number" and self.language == "tr")
 
     @cached_property
     def _stems(self) -> _Table:
@@ -251,7 +253,7 @@ class Phrasebook:
             # A noun's own stem may be shorter than it, and what is left of its case is the noun.
             lookups = ((self._phrases, whole), (self._phrases, (*whole[:-1], stems[length - 1])))
             for table, key in (*lookups, (self._stems, tuple(stems[:length]))):
-                meanings = [m for m in table.get(key, ()) if key == whole or m.value != UNCOUNTABLE]
+                meanings = [m for m in table.get(key, ()) if key == whole or not self._is_fixed(m)]
                 if meanings and not self._ends_in_relation(words, length):
                     return length, tuple(meanings), key == whole
         return 0, (), False

@@ -79,6 +79,12 @@ class Negations(Cursor):
 
     def take_no(self, match: Match) -> None:
         """A negation before its noun, or after it in languages that put it there."""
+        unknown = self.waiting.unknown
+        if self.book.language in _NEGATING_AFTER and unknown:  # what no table has is not drawn anyway
+            self.left_out.append(" ".join((*unknown, match.text)))
+            self.waiting.unknown = []
+            return
+        self.end_phrase()
         if self.book.language not in _NEGATING_AFTER:
             self.deny_next(match.text)
             return
@@ -91,7 +97,7 @@ class Negations(Cursor):
         if self.groups and kinds & {"thing", "number"}:
             self.deny_last()
         else:
-            self.deny_next(match.text)
+            self.left_out.append(match.text)
 
     def deny_next(self, text: str) -> None:
         """The next noun must not be there."""
@@ -113,7 +119,8 @@ class Negations(Cursor):
         Raises:
             InputError: The adjective itself is negated.
         """
-        if self.negation and (self.is_word(-1, "not") or not self.noun_follows()):
+        is_of_noun = self.noun_follows() or any(not following.meanings for following in self.next_matches()[:1])
+        if self.negation and (self.is_word(-1, "not") or not is_of_noun):
             self.deny(f"{self.negation} {match.text}")
         return bool(self.after_absent) and self.book.adjectives != "before" and not self.noun_follows()
 
@@ -128,9 +135,13 @@ class Negations(Cursor):
     def lacks(self, word: str) -> bool:
         """Take a word that says what a thing lacks, such as "treeless"; False if it is another word."""
         match = _LACKING_WORDS.get(self.book.language, _NOTHING).fullmatch(word)
-        thing = self.book.matches(match[1])[0].of("thing") if match else None
-        self.absent += [INDEX[thing.value]] if thing else []
-        return thing is not None
+        if match is None:
+            return False
+        if thing := self.book.matches(match[1])[0].of("thing"):
+            self.absent.append(INDEX[thing.value])
+        else:
+            self.left_out.append(word)  # what no table has is not drawn anyway
+        return True
 
 
 def _means_number(match: Match) -> bool:

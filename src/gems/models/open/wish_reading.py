@@ -169,7 +169,7 @@ class _Reader(Negations):
 
     def _belongs_to_last(self) -> bool:
         """Whether an adjective here is about the noun before it."""
-        if not self.noun_precedes():
+        if self.negation or not self.noun_precedes():
             return False
         if not self.noun_follows():
             return True
@@ -236,7 +236,6 @@ class _Reader(Negations):
     def _take_word(self, meaning: Meaning, match: Match) -> None:
         match meaning.value:
             case "no" | "not":
-                self.end_phrase()
                 self.take_no(match)
             case "neither":
                 self.end_phrase()

@@ -148,9 +148,9 @@ class Sketch:
     def end_phrase(self) -> None:
         """Settle words that no table has: a noun, if something waits for one; otherwise they are left out."""
         unknown, self.waiting.unknown = self.waiting.unknown, []
-        if self.negation and (self.waiting.look or self.waiting.size):
-            self.deny(self.negation)
         if not unknown:
+            if self.negation and (self.waiting.look or self.waiting.size):
+                self.deny(self.negation)
             if (
                 not self.waiting.is_empty
                 and (self.waiting.look or self.waiting.size)

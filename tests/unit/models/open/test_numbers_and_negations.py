@@ -82,6 +82,7 @@ def test_a_number_that_counts_no_things_is_left_out(prompt: str, meaning: str, l
         ("weder Katzen noch Hunde, ein Haus", "a house, without cats and dogs"),
         ("une maison sans chats ni chiens", "a house, without cats and dogs"),
         ("une maison sans chat noir", "a house, without cats"),
+        ("une maison sans grands chats", "a house, without cats"),
         ("una casa sin gatos ni perros", "a house, without cats and dogs"),
         ("una casa senza gatti e cani", "a house, without cats and dogs"),
         ("uma casa sem gatos e cachorros", "a house, without cats and dogs"),
@@ -136,6 +137,17 @@ def test_what_is_unknown_and_must_not_be_there_is_not_asked_for() -> None:
     reading = read("a dog without waterfalls", lambda _: "cloud")
     assert (terse(reading.wish), reading.notes) == ("a dog", ("left out: without waterfalls",))
     assert read("a cat without corgis").stand_ins == ()
+    black = read("a dog without black outlines", lambda _: "cloud")
+    assert (terse(black.wish), black.notes) == ("a dog", ("left out: without outlines",))
+    for prompt, left_out in (
+        ("滝のない森と犬", "滝 のない"),
+        ("폭포 없는 숲과 개", "폭포 없는"),
+        ("şelalesiz bir orman ve bir köpek", "şelalesiz"),
+        ("ein Hund ohne Wasserfälle", "ohne Wasserfälle"),
+    ):
+        reading = read(prompt)
+        assert ([*reading.wish.absent], reading.missing, reading.left_out) == ([], (), (left_out,))
+        assert terse(reading.wish).startswith("a dog")
 
 
 def test_a_group_has_at_least_one_thing() -> None:
