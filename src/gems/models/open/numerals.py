@@ -23,7 +23,7 @@ _NUMERAL: Final = re.compile(
 )
 _SPACED_LETTER: Final = r"(?![\u3005\u3040-\u30ff\u3400-\u9fff])[^\W\d_]"
 _SUFFIX: Final = re.compile(rf"(?P<joint>[-‐‑–]?)(?P<word>(?:{_SPACED_LETTER})+(?:[-‐‑](?:{_SPACED_LETTER})+)*)")
-_COUNTING_SUFFIX: Final = re.compile(r"x|х|ти|ми|мя|и|шт|st", re.IGNORECASE)
+_COUNTING_SUFFIX: Final = re.compile(r"x|х|ти|ми|мя|и|шт", re.IGNORECASE)
 """Endings of a number that counts things all the same: "3x", and the Russian "20-ти"."""
 _KOREAN_UNIT: Final = re.compile("층|시|년|살|원|분|초|도|인용|세|킬로|미터|센티|월|일|번|호|학년")
 _SIGN_BEFORE: Final = re.compile(r"[$€£¥₽₹₩#№第]\s?$")

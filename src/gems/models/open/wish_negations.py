@@ -129,6 +129,8 @@ class Negations(Cursor):
         if self.negation and not self.waiting.unknown:
             self.deny(f"{self.negation} {match.text}")
         self.end_phrase()
+        if self.groups:
+            self.share_out()
         if self.book.relations == "between":
             self.leave_number()
 

@@ -157,6 +157,7 @@ class _Reader(Negations):
         if self._belongs_to_last() and not self.groups[-1].look:
             self.groups[-1].look = look
         else:
+            self.left_out += [LOOK_NAMES[self.waiting.look]] if self.waiting.look not in (0, look) else []
             self.waiting.look = look
 
     def _take_size(self, meaning: Meaning, match: Match) -> None:

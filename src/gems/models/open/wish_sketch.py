@@ -6,8 +6,8 @@ that is near enough; another is not drawn, and other words are left out. Each is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from gems.errors import InputError
@@ -15,7 +15,7 @@ from gems.models.open.draft_wording import noun_of
 from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
-from gems.models.open.things import INDEX, THINGS
+from gems.models.open.things import INDEX, LOOK_NAMES, THINGS
 from gems.models.open.wish import Group, Relation, Wish
 from gems.models.pocket.vocabulary import with_near_words
 
@@ -92,6 +92,11 @@ class Waiting:
         """Whether nothing waits that a noun would take."""
         return not (self.number or self.look or self.size)
 
+    def draft(self, thing: int) -> Draft:
+        """A group of a thing, of which its number was said."""
+        count, more = quantity(self.number)
+        return Draft(thing, count, more, self.look, self.size, self.place)
+
 
 class Sketch:
     """A wish that grows as its prompt is read: its groups, and what was read before its noun.
@@ -114,6 +119,8 @@ class Sketch:
         self.waiting = Waiting()
         self.number_text = ""
         """The last number, as it was written."""
+        self.elided: list[Waiting] = []
+        """Numbers and looks whose noun is said elsewhere: "a red and a blue car", "two cats, one black, one white"."""
         self.relation: tuple[str, int] | None = None
         """A relation, and the group before it. In languages that put relations after their second group, it may be that
         the first group is still to come: then the number is -1 less the index of the second."""
@@ -137,11 +144,12 @@ class Sketch:
         """
         self.end_phrase()
         self.leave_number()
+        self.share_out()
         self.left_out += [self.negation] if self.negation else []
         self._write()
         absent = tuple(dict.fromkeys(self.absent))
         wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
-        self._check(wish)
+        _check(wish, self.left_out, self.book)
         left_out, missing = (tuple(dict.fromkeys(words)) for words in (self.left_out, self.missing))
         return Reading(wish, tuple(self.stand_ins), missing, left_out, self.book.language)
 
@@ -149,17 +157,7 @@ class Sketch:
         """Settle words that no table has: a noun, if something waits for one; otherwise they are left out."""
         unknown, self.waiting.unknown = self.waiting.unknown, []
         if not unknown:
-            if self.negation and (self.waiting.look or self.waiting.size):
-                self.deny(self.negation)
-            if (
-                not self.waiting.is_empty
-                and (self.waiting.look or self.waiting.size)
-                and self.groups
-                and not self.waiting.number
-            ):
-                self.groups[-1].look = self.groups[-1].look or self.waiting.look
-                self.groups[-1].size = self.groups[-1].size or self.waiting.size
-                self.waiting = Waiting(place=self.waiting.place)
+            self._end_adjectives()
             return
         if self.negation:  # what no table has is not drawn anyway
             self.left_out.append(" ".join((self.negation, *unknown)))
@@ -171,6 +169,48 @@ class Sketch:
             self.left_out += unknown
             return
         self._add_unknown(unknown)
+
+    def _end_adjectives(self) -> None:
+        """Settle numbers, looks and sizes without a noun: those without a number are of the noun before."""
+        waiting = self.waiting
+        if not (waiting.look or waiting.size):
+            return
+        if self.negation:
+            self.deny(self.negation)
+        if waiting.number and waiting.look:
+            self.elided.append(waiting)
+        elif self.groups and not waiting.number:
+            self.groups[-1].look = self.groups[-1].look or waiting.look
+            self.groups[-1].size = self.groups[-1].size or waiting.size
+        else:
+            return
+        self.waiting = Waiting(place=waiting.place)
+
+    def _settle_elided(self, thing: int, waiting: Waiting) -> None:
+        """Give what waited for its noun to the noun that is read now, or to the one before."""
+        if waiting.number and waiting.look:
+            self.groups += [elided.draft(thing) for elided in self.elided]
+            self.elided = []
+        elif len(self.elided) == 1 and not waiting.number:  # "two black, big dogs"
+            [elided] = self.elided
+            self.left_out += [LOOK_NAMES[elided.look]] if waiting.look else []
+            waiting.number, waiting.look, self.elided = elided.number, waiting.look or elided.look, []
+        else:
+            self.share_out()
+
+    def share_out(self) -> None:
+        """Divide the last group by the looks that were said after it, or tell that they are left out."""
+        elided, self.elided = self.elided, []
+        if not elided:
+            return
+        base = self.groups[-1] if self.groups else Draft(0, 0)
+        drafts = [waiting.draft(base.thing) for waiting in elided]
+        if base.look:
+            self.groups += drafts
+        elif base.more or sum(draft.count for draft in drafts) == base.count:
+            self.groups[-1:] = [replace(draft, size=draft.size or base.size, place=base.place) for draft in drafts]
+        else:
+            self.left_out += [f"{waiting.number} {LOOK_NAMES[waiting.look]}" for waiting in elided]
 
     def leave_number(self) -> None:
         """Settle a number that no noun follows: it is of the plural before it, or is left out."""
@@ -208,6 +248,8 @@ class Sketch:
             self.relation, self.said_with = None, False
             return
         self.after_absent = ""
+        if self.elided:
+            self._settle_elided(thing, waiting)
         number = waiting.number or ("some" if plural else "1")
         count, more = quantity(number)
         draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, is_joined=self.said_and)
@@ -301,22 +343,24 @@ class Sketch:
             self.groups.append(carrier)
         carrier.text = text
 
-    def _check(self, wish: Wish) -> None:
-        if not wish.groups and not wish.background:
-            words = with_near_words(self.left_out[:3], self.book.words_of("thing")) or "nothing"
-            raise InputError(f"the prompt names no thing that the open models can draw ({words}); {HINT}")
-        if len(wish.groups) > MAX_GROUPS:
-            raise InputError(f"{len(wish.groups)} groups of things; the open models draw at most {MAX_GROUPS}")
-        if sum(group.count for group in wish.groups) > MAX_THINGS:
-            raise InputError(f"{sum(g.count for g in wish.groups)} things; the open models draw at most {MAX_THINGS}")
-        for group in wish.groups:
-            twins = [g for g in wish.groups if g.thing == group.thing]
-            if len(twins) > 1 and len({g.look for g in twins}) < len(twins):
-                raise InputError(
-                    f"two groups of {noun_of(group.thing, 2)}; the open models tell such groups apart by their looks"
-                )
-            if group.thing in wish.absent:
-                raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
+
+def _check(wish: Wish, left_out: Sequence[str], book: Phrasebook) -> None:
+    """Refuse a wish for nothing, for too much, or one that contradicts itself."""
+    if not wish.groups and not wish.background:
+        words = with_near_words(left_out[:3], book.words_of("thing")) or "nothing"
+        raise InputError(f"the prompt names no thing that the open models can draw ({words}); {HINT}")
+    if len(wish.groups) > MAX_GROUPS:
+        raise InputError(f"{len(wish.groups)} groups of things; the open models draw at most {MAX_GROUPS}")
+    if sum(group.count for group in wish.groups) > MAX_THINGS:
+        raise InputError(f"{sum(g.count for g in wish.groups)} things; the open models draw at most {MAX_THINGS}")
+    for group in wish.groups:
+        twins = [g for g in wish.groups if g.thing == group.thing]
+        if len(twins) > 1 and len({g.look for g in twins}) < len(twins):
+            raise InputError(
+                f"two groups of {noun_of(group.thing, 2)}; the open models tell such groups apart by their looks"
+            )
+        if group.thing in wish.absent:
+            raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
 
 
 def quantity(number: str) -> tuple[int, bool]:

@@ -150,6 +150,28 @@ def test_what_is_unknown_and_must_not_be_there_is_not_asked_for() -> None:
         assert terse(reading.wish).startswith("a dog")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "meaning"),
+    [
+        ("two dogs: one red, one blue", "a red dog, a blue dog"),
+        ("three cats, one black and two white, next to a house", "a black cat, two white cats next to a house"),
+        ("a red and a blue car", "a red car, a blue car"),
+        ("two black, big dogs", "two big black dogs"),
+        ("zwei Katzen, eine schwarze und eine weiße", "a black cat, a white cat"),
+        ("dos coches, uno rojo y otro azul", "a red car, a blue car"),
+        ("deux chats, un noir et un blanc", "a black cat, a white cat"),
+    ],
+)
+def test_a_noun_is_said_once_for_several_looks(prompt: str, meaning: str) -> None:
+    reading = read(prompt)
+    assert (terse(reading.wish), reading.notes) == (meaning, ())
+
+
+def test_looks_and_numbers_that_no_group_takes_are_told() -> None:
+    assert read("ten balloons, three red").left_out == ("3 red",)
+    assert read("a red, blue and green ball").left_out == ("blue", "red")
+
+
 def test_a_group_has_at_least_one_thing() -> None:
     with pytest.raises(ValueError, match="at least one"):
         Group(INDEX["dog"], 0)
