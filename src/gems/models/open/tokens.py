@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gems.models.open.phrasebook import Match, Phrasebook
+from gems.models.open.phrasebook import Match, Meaning, Phrasebook
 from gems.models.open.slots import ALPHABET, VECTOR, thing_vectors, writable
 from gems.models.open.things import (
     ARRANGEMENTS,
@@ -105,14 +105,25 @@ def _of_matches(matches: Sequence[Match]) -> list[tuple[int, int]]:
             if meaning.kind == "thing":
                 result.append((_IDS[THING], INDEX[meaning.value]))
             elif meaning.kind == "word":
-                token = {"no": "no", "not": "no", "and": ",", "says": "says", "with": ","}.get(meaning.value)
+                token = {
+                    "no": "no",
+                    "not": "no",
+                    "neither": "no",
+                    "or": ",",
+                    "and": ",",
+                    "says": "says",
+                    "with": ",",
+                }.get(meaning.value)
                 result += [(_IDS[token], -1)] if token else []
+            elif meaning == _ZERO:
+                result.append((_IDS["no"], -1))
             elif token_id := _IDS.get(f"{meaning.kind} {meaning.value}"):  # none for a number above twelve
                 result.append((token_id, -1))
             break
     return result
 
 
+_ZERO: Final = Meaning("number", "0")
 _PRIORITY: Final = {
     "word": 0,
     "number": 1,

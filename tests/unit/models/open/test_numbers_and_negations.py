@@ -6,7 +6,9 @@ import pytest
 
 from gems.errors import InputError
 from gems.models.open.draft_wording import terse
+from gems.models.open.phrasebook import phrasebook
 from gems.models.open.things import INDEX
+from gems.models.open.tokens import tokens_of_prompt
 from gems.models.open.wish import Group
 from gems.models.open.wish_reading import read
 
@@ -177,6 +179,17 @@ def test_a_group_has_at_least_one_thing() -> None:
         Group(INDEX["dog"], 0)
 
 
+def tokens(prompt: str) -> list[tuple[int, int]]:
+    return tokens_of_prompt(prompt, phrasebook("en"))
+
+
+def test_the_generator_reads_no_number_as_another() -> None:
+    assert tokens("0 dogs and a cat") == tokens("no dogs and a cat")
+    assert tokens("1,000 dogs") == tokens("13 dogs") == tokens("dogs")
+
+
 def test_private_marks_in_a_prompt_mean_nothing() -> None:
+    assert tokens('a dog\ue000 "HI"') == tokens('a dog "HI"')
+    assert tokens("\ue000a dog\ue000") == tokens("a dog")
     assert terse(read('a dog\ue000 and a sign "HI"').wish) == 'a dog, a placard that says "HI"'
     assert read("a \ue000dog").wish == read("a dog").wish
