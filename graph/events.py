@@ -6,7 +6,7 @@ a round.
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypeAlias
+from typing import Literal, TypeAlias
 
 from typing_extensions import TypedDict
 
@@ -72,8 +72,8 @@ class RequirementsEvent(TypedDict):
 
     event: Literal["requirements"]
     requirements: list[RequirementFields]
-    notes: NotRequired[list[str]]
-    """What the chat model has the user know about its reading of the prompt; missing if nothing."""
+    notes: list[str]
+    """What the chat model has the user know about its reading of the prompt; empty in a second list."""
 
 
 class SkillsEvent(TypedDict):

@@ -186,10 +186,8 @@ def make_decomposer(resources: Resources) -> Node:
             answer = await ask(meter, model, Requirements, decomposition(prompt))
         requirements, notes = numbered(requirements_of(prompt, answer.form)), notes_of(answer.message)
         rows = [requirement.model_dump() for requirement in requirements]
-        event = {"event": "requirements", "requirements": rows}
-        runtime.stream_writer(event | {"notes": notes} if notes else event)
-        errors = [f"decomposer: {note}" for note in notes]
-        return GemsState(requirements=requirements, usage=meter.usage, **({"errors": errors} if errors else {}))
+        runtime.stream_writer({"event": "requirements", "requirements": rows, "notes": notes})
+        return GemsState(requirements=requirements, usage=meter.usage, errors=[f"decomposer: {note}" for note in notes])
 
     return decomposer
 

@@ -47,7 +47,7 @@ def test_notes_are_in_the_result_and_in_the_event_of_the_requirements(
         events += [part] if mode == "custom" and part["event"] == "requirements" else []
         out = part if mode == "values" else out
     assert [line for line in out["errors"] if line.startswith("decomposer")] == [f"decomposer: {line}" for line in told]
-    assert events[0].get("notes", []) == told
+    assert events[0]["notes"] == told
 
 
 @pytest.mark.slow
