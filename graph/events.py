@@ -72,6 +72,8 @@ class RequirementsEvent(TypedDict):
 
     event: Literal["requirements"]
     requirements: list[RequirementFields]
+    notes: list[str]
+    """What the chat model has the user know about its reading of the prompt; empty in a second list."""
 
 
 class SkillsEvent(TypedDict):

@@ -404,7 +404,7 @@ class GemsOutput(TypedDict, total=False):
     usage: Usage
     """What the run spent."""
     errors: list[str]
-    """Failures that the run worked around, or that ended it, one line each."""
+    """Failures that the run worked around, or that ended it, and what models note for the user, one line each."""
     turns: list[Turn]
     """The earlier prompts that the run was given."""
 

@@ -52,7 +52,7 @@ def make_cross_check(resources: Resources) -> Node:
             return GemsState(outcome="failed", compared=True, usage=meter.usage, errors=repairs.errors)
         if requirements != before:
             rows = [requirement.model_dump() for requirement in requirements]
-            runtime.stream_writer({"event": "requirements", "requirements": rows})
+            runtime.stream_writer({"event": "requirements", "requirements": rows, "notes": []})
         earlier = proposals_of(state)
         first = earlier[0].model_copy(update={"prompt": draft})
         # Somebody who edits the state may have given several.

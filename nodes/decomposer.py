@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
+from gems.models.calling import notes_of
 from gems.models.fencing import fence
 from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of, json_values
 from gems.nodes.ask import ask
@@ -182,10 +183,11 @@ def make_decomposer(resources: Resources) -> Node:
         with metered(state, "decomposer", context) as meter:
             meter.reserved = _CALLS_AFTER
             model = await in_thread(resources.chat, context, "decomposer")
-            answer = (await ask(meter, model, Requirements, decomposition(prompt))).form
-        requirements = numbered(requirements_of(prompt, answer))
-        runtime.stream_writer({"event": "requirements", "requirements": [r.model_dump() for r in requirements]})
-        return GemsState(requirements=requirements, usage=meter.usage)
+            answer = await ask(meter, model, Requirements, decomposition(prompt))
+        requirements, notes = numbered(requirements_of(prompt, answer.form)), notes_of(answer.message)
+        rows = [requirement.model_dump() for requirement in requirements]
+        runtime.stream_writer({"event": "requirements", "requirements": rows, "notes": notes})
+        return GemsState(requirements=requirements, usage=meter.usage, errors=[f"decomposer: {note}" for note in notes])
 
     return decomposer
 

@@ -61,6 +61,8 @@ class LiveRun:
                 self._print(f"[dim]skills: {escape(', '.join(event['skills']))}[/]")
             case "requirements":
                 self._questions |= {r["id"]: r["question"] for r in event["requirements"]}
+                for note in event.get("notes", ()):  # older services do not say it
+                    self._print(f"[dim]note: {_text(note)}[/]")
             case "experience":
                 self._print(f"[dim]learned: {escape(event['experience'])}[/]")
             case "prompt":

@@ -17,8 +17,9 @@ from gems.models.deadlines import deadline_of, too_late, within_deadline
 from gems.models.lenient import whole_texts
 from gems.models.servers.told_errors import with_told_errors
 from gems.models.tries import in_tries
+from gems.printable import printable
 
-__all__ = ["CALL", "LOST_ANSWERS", "REQUESTS", "call_model", "reading_in_threads"]
+__all__ = ["CALL", "LOST_ANSWERS", "NOTES", "REQUESTS", "call_model", "notes_of", "reading_in_threads"]
 
 T = TypeVar("T")
 
@@ -28,6 +29,23 @@ REQUESTS: Final = "gems_requests"
 """The key in an answer's ``response_metadata`` of the requests that it took, where that is known."""
 LOST_ANSWERS: Final = "gems_lost_answers"
 """The key there of the requests before it that may have been answered as well, and charged."""
+NOTES: Final = "gems_notes"
+"""The key there of what the model has the user know beside its answer: a list of lines."""
+
+
+def notes_of(message: AIMessage) -> list[str]:
+    """What a chat model notes for the user in its answer, one line each; other values are no notes."""
+    notes = message.response_metadata.get(NOTES)
+    lines = (
+        [" ".join(printable(note).split()) for note in notes if isinstance(note, str)]
+        if isinstance(notes, list)
+        else []
+    )
+    return [line[:_LONGEST_NOTE] for line in dict.fromkeys(lines) if line][:_MOST_NOTES]
+
+
+_LONGEST_NOTE: Final = 500
+_MOST_NOTES: Final = 20
 
 
 async def call_model(

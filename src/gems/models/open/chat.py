@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 from PIL import Image
 
+from gems.models.calling import NOTES
 from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, joined, noun_of, terse
 from gems.models.open.neighbours import nearest_thing
 from gems.models.open.questions import VERBS, Question, Who, parse_question, questions_of
@@ -89,6 +90,10 @@ class OpenChatModel(PocketChatModel):
             for word in undrawn
         ]
         return {"requirements": items}
+
+    def _metadata(self, prompt: str) -> dict[str, Any]:
+        notes = _read(prompt).notes
+        return {NOTES: list(notes)} if notes else {}
 
     def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
         if not images:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
-from typing import Final, NamedTuple
+from functools import cache, cached_property, lru_cache
+from typing import Final, NamedTuple, TypeAlias
 
 import snowballstemmer
 
 from gems.languages import fold, pieces_of
+from gems.models.open.numerals import UNCOUNTABLE, numeral_at, product
 from gems.models.open.things import INDEX, WORDS_FOLDER
 
 __all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "phrasebook"]
@@ -49,6 +50,8 @@ _KINDS: Final = {
 _KOREAN_PARTICLE: Final = re.compile(
     r"(?<=..)(?:에서|으로|에게|한테|이랑|하고|은|는|이|가|을|를|의|에|와|과|도|로|랑|들)$|(?<=.)(?:은|는|이|가|을|를|의|에|와|과|도|로)$"
 )
+_JOINTS: Final = {"ko": re.compile(r"(?<=.)(?:이랑|하고|와|과|랑)$"), "tr": re.compile(r"(?<=..)l[ıiuü]$")}
+"""Endings that join a noun to the next: Korean "and", and Turkish "with"."""
 
 
 class Meaning(NamedTuple):
@@ -82,6 +85,15 @@ class Match(NamedTuple):
         return next((m for m in self.meanings if m.kind == kind), None)
 
 
+_Table: TypeAlias = dict[tuple[str, ...], list[Meaning]]
+
+
+def _enter(table: _Table, key: tuple[str, ...], meaning: Meaning) -> None:
+    meanings = table.setdefault(key, [])
+    if key and not any(m.kind == meaning.kind and (m.value == meaning.value or not m.is_stand_in) for m in meanings):
+        meanings[:] = [m for m in meanings if m.kind != meaning.kind] + [meaning]
+
+
 class Phrasebook:
     """The table of one language.
 
@@ -94,8 +106,9 @@ class Phrasebook:
     def __init__(self, language: str) -> None:
         self.language, self.adjectives, self.relations = language, "before", "between"
         self._stemmer = snowballstemmer.stemmer(_STEMMERS[language]) if language in _STEMMERS else None
-        self._phrases: dict[tuple[str, ...], list[Meaning]] = {}
-        self._stems: dict[tuple[str, ...], list[Meaning]] = {}
+        self._phrases: _Table = {}
+        self._entries: list[tuple[list[str], Meaning]] = []
+        self._written: set[str] = set()
         self._first: dict[tuple[str, str], str] = {}
         self._stem = lru_cache(maxsize=8192)(self._stem_of)
         for kind, meaning, words in _lines(language):
@@ -104,7 +117,7 @@ class Phrasebook:
                 continue
             self._first[kind, meaning] = words.split(",")[0]
             for number, phrase in enumerate(words.split(",")):
-                if number == 0 or kind != "thing" or not self._says_look(phrase):
+                if number == 0 or kind != "thing" or not self._says_more(meaning, phrase):
                     self._add(kind, meaning, phrase.strip())
         self._longest = max(map(len, self._phrases))
 
@@ -113,17 +126,31 @@ class Phrasebook:
         forms = [form.strip() for form in phrase.lstrip("~").split(" / ")]
         for number, form in enumerate(forms):
             words = [piece.group() for piece in pieces_of(form)]
-            key = tuple(map(fold, words))
             meaning = Meaning(kind, value, number > 0, is_stand_in)
-            for table, entry in ((self._phrases, key), (self._stems, tuple(map(self._stem, words)))):
-                meanings = table.setdefault(entry, [])
-                if key and not any(m.kind == kind and (m.value == value or not m.is_stand_in) for m in meanings):
-                    meanings[:] = [m for m in meanings if m.kind != kind] + [meaning]
+            _enter(self._phrases, tuple(map(fold, words)), meaning)
+            self._written.update(map(str.lower, words))
+            self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]
 
-    def _says_look(self, phrase: str) -> bool:
-        """Whether a name of several words says a look too, as "red apple" does: the look is read by itself."""
-        words = [(fold(piece.group()),) for piece in pieces_of(phrase)]
-        return len(words) > 1 and any(m.kind == "look" for w in words for m in self._phrases.get(w, ()))
+    def _is_fixed(self, meaning: Meaning) -> bool:
+        """Whether words have a meaning only as they are: what begins as a number does is often another word."""
+        return meaning.value == UNCOUNTABLE or (meaning.kind == "number" and self.language == "tr")
+
+    @cached_property
+    def _stems(self) -> _Table:
+        """The meanings by the stems of words: to stem takes most of the time, and few prompts need all languages."""
+        table: _Table = {}
+        for words, meaning in self._entries:
+            _enter(table, tuple(map(self._stem, words)), meaning)
+        return table
+
+    def _says_more(self, value: str, phrase: str) -> bool:
+        """Whether a name of several words says a look or size too, as "red apple" does: that is read by itself."""
+        first, *rest = [fold(piece.group()) for piece in pieces_of(phrase)]
+        if not rest:
+            return False
+        says_look = any(m.kind == "look" for w in (first, *rest) for m in self._phrases.get((w,), ()))
+        is_name = any(m.value == value for m in self._phrases.get(tuple(rest), ()))
+        return says_look or (is_name and any(m.kind == "size" for m in self._phrases.get((first,), ())))
 
     def _stem_of(self, word: str) -> str:
         """A word's stem, folded after it is stemmed: stemmers know their language's accents."""
@@ -131,31 +158,117 @@ class Phrasebook:
             return fold(_KOREAN_PARTICLE.sub("", word))
         return fold(self._stemmer.stemWord(word.lower()) if self._stemmer else word)
 
+    def exact_share(self, text: str) -> float:
+        """The share of a text's letters in words that the table has as they are written."""
+        words = [fold(piece.group()) for piece in pieces_of(unicodedata.normalize("NFC", text))]
+        position = letters = 0
+        while position < len(words):
+            lengths = range(min(self._longest, len(words) - position), 0, -1)
+            length = next((n for n in lengths if tuple(words[position : position + n]) in self._phrases), 0)
+            letters += sum(map(len, words[position : position + length]))
+            position += max(1, length)
+        return letters / max(1, sum(map(len, words)))
+
+    def written_share(self, text: str) -> float:
+        """The share of a text's letters in words that the table has with the same accents, in whatever phrases."""
+        words = [piece.group().lower() for piece in pieces_of(unicodedata.normalize("NFC", text))]
+        return sum(len(word) for word in words if word in self._written) / max(1, sum(map(len, words)))
+
     def matches(self, text: str) -> list[Match]:
         """The phrases of a text, in order, each as long as there is one in the table; commas are matches too."""
         return list(self._matches(text))
 
     def _matches(self, text: str) -> Iterator[Match]:
-        pieces = [
-            (m.group(), fold(m.group()), m.start(), m.end()) for m in pieces_of(unicodedata.normalize("NFC", text))
-        ]
+        text = unicodedata.normalize("NFC", text)
+        spans = self._with_numbers(text)
+        for index, span in enumerate(spans):
+            yield span.match
+            until = spans[index + 1].start if index + 1 < len(spans) else len(text)
+            if re.search(r"[,;:.،、，；。]", text[span.end : until]):
+                yield Match(",", (_COMMA,))
+
+    def _spans(self, text: str) -> Iterator[_Span]:
+        """The longest phrases of a text, in order."""
+        pieces = [piece for m in pieces_of(text) for piece in self._pieces_of(m.group(), m.start())]
         position = 0
         while position < len(pieces):
             length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
-            end = position + max(1, length)
-            yield Match(text[pieces[position][2] : pieces[end - 1][3]], meanings, is_exact)
-            until = pieces[end][2] if end < len(pieces) else len(text)
-            if re.search(r"[,;:.،、，；。]", text[pieces[end - 1][3] : until]):
-                yield Match(",", (_COMMA,))
-            position = end
+            start, after = pieces[position][2], position + max(1, length)
+            numeral = numeral_at(text, start)
+            if numeral and not (is_exact and numeral.end <= pieces[after - 1][3] and (numeral.value or length > 1)):
+                meanings = (Meaning("number", numeral.value),) if numeral.value else (_LEFT_OUT,)
+                after = next((k for k in range(position, len(pieces)) if pieces[k][2] >= numeral.end), len(pieces))
+            yield _Span(start, pieces[after - 1][3], Match(text[start : pieces[after - 1][3]], meanings, is_exact))
+            position = after
+
+    def _pieces_of(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+        """A word, folded, and where it stands; apart from an "and" or "with" that is written together with it."""
+        joint = joints.search(word) if (joints := _JOINTS.get(self.language)) else None
+        is_known = joint is None or (fold(word),) in self._phrases
+        if joint and not is_known and (fold(word[: joint.start()]),) in self._phrases:
+            return [self._piece(word[: joint.start()], start), self._piece(joint.group(), start + joint.start())]
+        return [self._piece(word, start)]
+
+    @staticmethod
+    def _piece(word: str, start: int) -> tuple[str, str, int, int]:
+        return word, fold(word), start, start + len(word)
+
+    def _with_numbers(self, text: str) -> list[_Span]:
+        """The phrases of a text, with numbers that stand side by side, or before a unit, as one."""
+        result: list[_Span] = []
+        for span in self._spans(text):
+            previous = result[-1] if result else None
+            joint = self._joint(text, previous, span) if previous else None
+            if previous is None or joint is None:
+                result.append(span)
+            elif joint is _LEFT_OUT:  # of "a 100 dollar bill", the number alone
+                result[-1:] = [_Span(previous.start, previous.end, Match(previous.match.text, (joint,))), span]
+            else:
+                result[-1] = _Span(previous.start, span.end, Match(text[previous.start : span.end], (joint,)))
+        return result
+
+    def _joint(self, text: str, previous: _Span, span: _Span) -> Meaning | None:
+        """What a number means together with what comes next; None if it stands by itself."""
+        number, gap = _number_alone(previous.match), text[previous.end : span.start]
+        is_compound = len(gap) == 1 and gap in "-‐‑"
+        if number is None or (gap.strip() and not is_compound):
+            return None
+        if following := _number_alone(span.match):
+            return Meaning("number", product((number.value, following.value), gap))
+        word, thing = span.match.of("word"), span.match.of("thing")
+        if is_compound:  # "three-legged"
+            return None if thing and thing.is_plural and span.match.is_exact else _UNIT
+        if thing and number.value == UNCOUNTABLE and not thing.is_plural and self._begins_with_unit(span.match.text):
+            return _LEFT_OUT
+        return _UNIT if word and word.value == "unit" and not thing else None
+
+    def _begins_with_unit(self, text: str) -> bool:
+        first = fold(next(pieces_of(text)).group())
+        return any(m.value == "unit" for m in self._phrases.get((first,), ()))
 
     def _longest_at(self, pieces: Sequence[tuple[str, str, int, int]]) -> tuple[int, tuple[Meaning, ...], bool]:
         words, stems = [p[1] for p in pieces], [self._stem(p[0]) for p in pieces]
         for length in range(len(words), 0, -1):
-            for table, key in ((self._phrases, words), (self._stems, stems)):
-                if meanings := table.get(tuple(key[:length])):
-                    return length, tuple(meanings), table is self._phrases
+            whole = tuple(words[:length])
+            # A noun's own stem may be shorter than it, and what is left of its case is the noun.
+            lookups = ((self._phrases, whole), (self._phrases, (*whole[:-1], stems[length - 1])))
+            for table, key in (*lookups, (self._stems, tuple(stems[:length]))):
+                meanings = [m for m in table.get(key, ()) if key == whole or not self._is_fixed(m)]
+                if meanings and not self._ends_in_relation(words, length):
+                    return length, tuple(meanings), key == whole
         return 0, (), False
+
+    def _ends_in_relation(self, words: Sequence[str], length: int) -> bool:
+        """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
+        if (
+            self.language != "ja"
+            or length < 2
+            or words[length - 1] != "の"
+            or tuple(words[: length - 1]) not in self._phrases
+        ):
+            return False
+        ends = range(length + 1, len(words) + 1)
+        return any(m.kind == "relation" for end in ends for m in self._phrases.get(tuple(words[length - 1 : end]), ()))
 
     def first_words(self, kind: str, value: str) -> str:
         """The usual words for a meaning: singular and, after a slash, plural."""
@@ -167,6 +280,22 @@ class Phrasebook:
 
 
 _COMMA: Final = Meaning("word", "and")
+_LEFT_OUT: Final = Meaning("word", "left out")
+_UNIT: Final = Meaning("word", "unit")
+"""What a number means together with its unit."""
+
+
+class _Span(NamedTuple):
+    """A phrase and where it stands in its text."""
+
+    start: int
+    end: int
+    match: Match
+
+
+def _number_alone(match: Match) -> Meaning | None:
+    """The number that a phrase means, if it means nothing else."""
+    return match.meanings[0] if match.meanings and all(m.kind == "number" for m in match.meanings) else None
 
 
 def _lines(language: str) -> Iterator[tuple[str, str, str]]:

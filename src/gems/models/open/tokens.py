@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gems.models.open.phrasebook import Match, Phrasebook
+from gems.models.open.phrasebook import Match, Meaning, Phrasebook
 from gems.models.open.slots import ALPHABET, VECTOR, thing_vectors, writable
 from gems.models.open.things import (
     ARRANGEMENTS,
@@ -27,7 +27,7 @@ from gems.models.open.things import (
     SIZES,
 )
 
-__all__ = ["END", "MAX_TOKENS", "PAD", "TOKENS", "Encoded", "encode_prompts", "quoted", "tokens_of_prompt"]
+__all__ = ["END", "MAX_TOKENS", "PAD", "TEXT_MARK", "TOKENS", "Encoded", "encode_prompts", "quoted", "tokens_of_prompt"]
 
 PAD, END, THING = "[PAD]", "[END]", "[THING]"
 MAX_TOKENS: Final = 120
@@ -55,17 +55,18 @@ _SPLIT: Final = re.compile(rf"(;|:|\bexactly\b|\bplaced\b|{'|'.join(ARRANGEMENTS
 
 
 def quoted(text: str) -> tuple[str, list[str]]:
-    """A text with each quoted part replaced by a comma-free mark, and the quoted parts."""
+    """A text with each quoted part replaced by TEXT_MARK, and the quoted parts."""
     parts: list[str] = []
 
     def keep(match: re.Match[str]) -> str:
         parts.append(match.group(1) or match.group(2))
-        return f" {_TEXT_MARK} "
+        return f" {TEXT_MARK} "
 
-    return _QUOTES.sub(keep, text), parts
+    return _QUOTES.sub(keep, text.replace(TEXT_MARK, " ")), parts
 
 
-_TEXT_MARK: Final = "\ue000"
+TEXT_MARK: Final = "\ue000"
+"""Where a quoted text stood. The character means nothing in a prompt, and is removed from prompts that have it."""
 
 
 class Encoded(NamedTuple):
@@ -81,8 +82,8 @@ def tokens_of_prompt(prompt: str, book: Phrasebook) -> list[tuple[int, int]]:
     bare, texts = quoted(prompt)
     result: list[tuple[int, int]] = []
     remaining = iter(texts)
-    for part in re.split(f"({_TEXT_MARK})", bare):
-        if part == _TEXT_MARK:
+    for part in re.split(f"({TEXT_MARK})", bare):
+        if part == TEXT_MARK:
             result += [(_IDS[f"letter {letter}"], -1) for letter in writable(next(remaining))]
             continue
         for piece in _SPLIT.split(part):
@@ -104,14 +105,25 @@ def _of_matches(matches: Sequence[Match]) -> list[tuple[int, int]]:
             if meaning.kind == "thing":
                 result.append((_IDS[THING], INDEX[meaning.value]))
             elif meaning.kind == "word":
-                token = {"no": "no", "and": ",", "says": "says", "with": ","}.get(meaning.value)
+                token = {
+                    "no": "no",
+                    "not": "no",
+                    "neither": "no",
+                    "or": ",",
+                    "and": ",",
+                    "says": "says",
+                    "with": ",",
+                }.get(meaning.value)
                 result += [(_IDS[token], -1)] if token else []
-            else:
-                result.append((_IDS[f"{meaning.kind} {meaning.value}"], -1))
+            elif meaning == _ZERO:
+                result.append((_IDS["no"], -1))
+            elif token_id := _IDS.get(f"{meaning.kind} {meaning.value}"):  # none for a number above twelve
+                result.append((token_id, -1))
             break
     return result
 
 
+_ZERO: Final = Meaning("number", "0")
 _PRIORITY: Final = {
     "word": 0,
     "number": 1,

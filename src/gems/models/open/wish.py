@@ -28,6 +28,10 @@ class Group:
     place: str = ""
     text: str = ""
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"a group has at least one thing, not {self.count}: what must not be there is absent")
+
 
 @dataclass(frozen=True, slots=True)
 class Relation:

@@ -7,28 +7,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from gems.errors import InputError
 from gems.languages import fold
+from gems.models.open.numerals import UNCOUNTABLE
 from gems.models.open.phrasebook import TONGUES, Match, Meaning, Phrasebook, phrasebook
-from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES, MAX_COUNT
+from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES
 from gems.models.open.tokens import quoted
-from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Sketch, Waiting, quantity
+from gems.models.open.wish_negations import Negations, negated_text
+from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Waiting, quantity
 
 __all__ = ["Reading", "language_of_prompt", "read"]
 
 
+@lru_cache(maxsize=256)  # a run asks for the same few prompts again and again
 def language_of_prompt(text: str) -> Phrasebook:
     """The phrasebook that knows the most of a prompt's words; English unless another knows clearly more."""
-    codes = _likely(text)
-    shares = {}
-    for code in codes:
-        shares[code] = _share_of(text, phrasebook(code))
+    shares: dict[str, float] = {}
+    for code in _likely(text):
+        shares[code] = phrasebook(code).exact_share(text)
         if code == "en" and shares[code] == 1:
-            break
-    best = max(shares, key=lambda code: shares[code] + (0.2 if code == "en" else 0.0))
-    return phrasebook(best)
+            return phrasebook(code)
+    likeliest = max(shares[code] + _bonus(code) for code in shares)
+    # A word that is known by its stem counts by half.
+    likely = [code for code, share in shares.items() if (1 + share) / 2 + _bonus(code) >= likeliest]
+    if len(likely) == 1:
+        return phrasebook(likely[0])
+
+    def evidence(book: Phrasebook) -> float:
+        return _share_of(text, book) + _bonus(book.language) + 0.1 * book.written_share(text)  # "três" and "tres"
+
+    return max(map(phrasebook, likely), key=evidence)
+
+
+def _bonus(code: str) -> float:
+    return 0.2 if code == "en" else 0.0
 
 
 def _share_of(text: str, book: Phrasebook) -> float:
@@ -53,6 +68,7 @@ def _likely(text: str) -> Sequence[str]:
     return [code for code in TONGUES if code not in ("ru", "zh", "ja", "ko")]
 
 
+@lru_cache(maxsize=256)
 def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
     """Read a prompt.
 
@@ -65,18 +81,17 @@ def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
     """
     bare, texts = quoted(prompt)
     book = language_of_prompt(bare)
+    if text := negated_text(bare, book):
+        raise InputError(f"{text!r} before a text: the open models cannot keep a text away; {HINT}")
     reader = _Reader(book, book.matches(bare), texts, neighbour if book.language == "en" else None)
     return reader.walk()
 
 
-class _Reader(Sketch):
+class _Reader(Negations):
     """The cursor over a prompt's phrases."""
 
-    def __init__(
-        self, book: Phrasebook, matches: Sequence[Match], texts: list[str], neighbour: Neighbour | None
-    ) -> None:
-        super().__init__(book, texts, neighbour)
-        self.matches, self.position = matches, 0
+    bound = ""
+    """Words such as "more than", after which no number is exact."""
 
     def walk(self) -> Reading:
         """Read to the end."""
@@ -94,89 +109,60 @@ class _Reader(Sketch):
 
     def _choose(self, match: Match) -> Meaning | None:
         """The meaning that fits where the phrase stands: a look before or after its noun, otherwise a thing."""
-        if match.text.isdecimal() and not match.meanings:
-            return Meaning("number", match.text)
         if not match.meanings:
             return None
         look, thing = match.of("look"), match.of("thing")
         if look and thing:
-            return (
-                look if self._noun_follows() or (self._noun_precedes() and self.book.adjectives != "before") else thing
-            )
+            return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
         if place and relation:
-            return relation if self._group_follows() else place
+            return relation if self.group_follows() else place
         background = match.of("background")
         if background and thing:
-            return thing if self.waiting.number not in ("", "1") or self._noun_precedes() else background
+            return thing if self.waiting.number not in ("", "1") or self.noun_precedes() else background
         number, word = match.of("number"), match.of("word")
+        if number and thing:
+            return number if self.group_follows_soon() else thing
         if number and word:
-            return number if self._group_follows() else word
+            return number if self.group_follows() else word
         return match.meanings[0]
-
-    def _next_matches(self) -> Sequence[Match]:
-        return self.matches[self.position + 1 :]
-
-    def _noun_follows(self) -> bool:
-        """Whether the next phrase that is not a look or a size is a noun."""
-        names_thing = False
-        for match in self._next_matches():
-            if match.of("thing") and not match.of("look"):
-                return True
-            if not (match.of("look") or match.of("size")):
-                return names_thing or (not match.meanings and not self.waiting.is_empty)
-            names_thing = match.of("thing") is not None  # "an orange orange"
-        return names_thing
-
-    def _noun_precedes(self) -> bool:
-        return bool(self.groups) and not self.is_separated and self.waiting.is_empty
-
-    def _group_follows(self) -> bool:
-        """Whether a noun comes before the next comma."""
-        for match in self._next_matches():
-            if match.of("thing") or match.of("background"):
-                return True
-            if match.text == "," or match.of("word"):
-                return False
-        return False
-
-    def _group_follows_soon(self) -> bool:
-        """Whether a noun comes next, adjectives and particles aside."""
-        for match in self._next_matches():
-            if match.of("thing"):
-                return True
-            if not (match.of("look") or match.of("size") or match.of("word")):
-                return False
-        return False
-
-    def another_follows(self) -> bool:
-        """Whether "and" comes next, and a noun after it."""
-        following = [match for match in self._next_matches() if not match.of("place")]
-        return bool(following) and following[0].of("word") is not None and any(m.of("thing") for m in following[1:5])
 
     # --- what each kind of meaning does
 
     def _take_number(self, meaning: Meaning, match: Match) -> None:
-        self.end_phrase()
-        if meaning.value.isdecimal() and int(meaning.value) > MAX_COUNT:
-            raise InputError(f"{match.text}: the open models count to twelve; {HINT}")
-        if self._noun_precedes() and self.book.language in _COUNTING_AFTER and not self._group_follows_soon():
+        if self.waiting.unknown:  # else adjectives wait: Turkish says "small brown a dog"
+            self.end_phrase()
+        if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
+            self._refuse_number(f"{self.bound} {match.text}".strip())
+        follows_noun = self.noun_precedes() and not self.group_follows_soon()
+        if meaning.value.isdecimal() and not int(meaning.value):
+            self.deny_last() if follows_noun else self.deny_next(match.text)
+            return
+        if follows_noun and self.book.language in _COUNTING_AFTER:
             draft = self.groups[-1]
             draft.count, draft.more = quantity(meaning.value)
             return
+        earlier, is_definite = self.waiting.number, meaning.value.isdecimal()
+        if earlier.isdecimal() and is_definite and (earlier != "1" or self.is_word(-1, "or")):
+            self._refuse_number(f"{self.number_text} or {match.text}")
         self.waiting.number, self.number_text = meaning.value, fold(match.text)
 
-    number_text = ""
-    """The number as it was written."""
+    def _refuse_number(self, text: str) -> None:
+        raise InputError(f"{text}: the open models count to twelve, one whole number for each kind of thing; {HINT}")
 
     def _take_look(self, meaning: Meaning, match: Match) -> None:
+        if self.is_about_nothing(match):
+            return
         look = LOOK_NAMES.index(meaning.value)
         if self._belongs_to_last() and not self.groups[-1].look:
             self.groups[-1].look = look
         else:
+            self.left_out += [LOOK_NAMES[self.waiting.look]] if self.waiting.look not in (0, look) else []
             self.waiting.look = look
 
     def _take_size(self, meaning: Meaning, match: Match) -> None:
+        if self.is_about_nothing(match):
+            return
         if self._belongs_to_last() and not self.groups[-1].size:
             self.groups[-1].size = meaning.value
         else:
@@ -184,12 +170,17 @@ class _Reader(Sketch):
 
     def _belongs_to_last(self) -> bool:
         """Whether an adjective here is about the noun before it."""
-        if not self._noun_precedes():
+        if self.negation or not self.noun_precedes():
             return False
-        return self.book.adjectives != "before" or not self._noun_follows()
+        if not self.noun_follows():
+            return True
+        return self.book.adjectives != "before" and not self.is_word(-1, "ignore")
 
     def _take_place(self, meaning: Meaning, match: Match) -> None:
-        self.end_phrase()
+        self.end_group(match)
+        if self.after_absent and self.stood_apart:
+            self.left_out.append(match.text)
+            return
         if meaning.value in DEPTHS and self.is_separated and not self.groups:
             return
         if self.groups and not self.is_separated:
@@ -198,22 +189,36 @@ class _Reader(Sketch):
             self.waiting.place = meaning.value
 
     def _take_background(self, meaning: Meaning, match: Match) -> None:
+        if self.negation and not self.waiting.unknown:
+            self.deny(f"{self.negation} {match.text}")
+        if self.waiting.unknown and self.waiting.number not in ("", "1"):
+            self.end_phrase()  # "five waterfalls in a meadow"
+        self.leave_number()
         self.left_out += self.waiting.unknown
         self.waiting.unknown = []
         if self.background not in ("", meaning.value):
             self.left_out.append(match.text)
         self.background = self.background or meaning.value
-        self.relation, self.waiting = None, Waiting(place=self.waiting.place)
+        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
 
     def _take_relation(self, meaning: Meaning, match: Match) -> None:
-        self.end_phrase()
+        if self.negation and meaning.value == "holding" and self.group_follows():
+            return  # "not wearing a hat" is "no hat"
+        self.end_group(match)
+        if self.after_absent and self.stood_apart:
+            self.left_out.append(match.text)
+            self.is_separated = True
+            return
         if not self.groups:
             if meaning.value not in ("in", "on", "holding"):
                 self.relation = None
+            is_before = meaning.value != "holding" and self.book.relations == "between"
+            self.leading = meaning.value if is_before or self._stands_between(match) else ""
             return
         if self.book.relations == "after" and not self._stands_between(match):
             b = len(self.groups) - 1
-            free = b > 0 and not self.is_apart and not any(r.a == b - 1 for r in self.relations)
+            is_apart = self.is_apart and meaning.value != "playing with"  # "a boy and a dog play"
+            free = b > 0 and not is_apart and not any(r.a == b - 1 for r in self.relations)
             if free:
                 self.relate(meaning.value, b - 1, b)
             else:
@@ -224,32 +229,29 @@ class _Reader(Sketch):
 
     def _stands_between(self, match: Match) -> bool:
         """Chinese puts places after the second thing, and verbs between the two."""
-        return self.book.language == "zh" and match.text[0] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
+        return (
+            self.book.language == "zh"
+            and match.text.lstrip("正在")[:1] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
+        )
 
     def _take_word(self, meaning: Meaning, match: Match) -> None:
-        match_kind = meaning.value
-        if match_kind == "ignore" or match_kind == "there":
-            return
-        if match_kind == "no":
-            self.end_phrase()
-            self._take_no()
-        elif match_kind in ("and", "with"):
-            if self.relation and self.relation[0] == "between" and self.relation[1] >= 0:
-                return
-            self.end_phrase()
-            self.said_with = match_kind == "with"
-            self.is_separated = True
-            if match_kind == "and" and match.text == ",":
-                self.relation = None
-
-    def _take_no(self) -> None:
-        """A negation before its noun, or after it in languages that put it there."""
-        if self._group_follows() or not self.groups or self.book.relations == "between":
-            self.is_negated = True
-        else:
-            draft = self.groups.pop()
-            self.absent.append(draft.thing)
-            self.relations = [r for r in self.relations if max(r.a, r.b, r.c) < len(self.groups)]
+        match meaning.value:
+            case "no" | "not":
+                self.take_no(match)
+            case "neither":
+                self.end_phrase()
+                self.deny_next(match.text)
+            case "nobody":
+                self.absent.append(INDEX["person"])
+            case "and" | "or" | "with":
+                self.take_joint(meaning.value, match)
+            case "bound":
+                self.bound = match.text
+            case "left out" | "unit":
+                self.left_out.append(match.text)
+            case "says" if self.negation:
+                self.left_out.append(f"{self.negation} {match.text}")
+                self.negation = ""
 
     def _take_thing(self, meaning: Meaning, match: Match) -> None:
         thing = INDEX[meaning.value]
@@ -262,7 +264,7 @@ class _Reader(Sketch):
         if self._is_modifier(match):
             self.left_out.append(match.text)
             return
-        if meaning.is_stand_in:
+        if meaning.is_stand_in and not self.negation:
             self.stand_ins.append((match.text, meaning.value))
         # In Russian and Polish the genitive of one is often written as the plural.
         is_genitive = self.book.language in ("ru", "pl") and self.relation is not None
@@ -270,7 +272,7 @@ class _Reader(Sketch):
 
     def _is_modifier(self, match: Match) -> bool:
         """Whether a noun only says what kind of thing the next noun is: "toy cars"."""
-        following = next(iter(self._next_matches()), None)
+        following = next(iter(self.next_matches()), None)
         return (
             self.book.language in ("en", "de", "nl")
             and following is not None
@@ -280,7 +282,8 @@ class _Reader(Sketch):
         )
 
     def _take_unknown(self, word: str) -> None:
-        self.waiting.unknown.append(word)
+        if not self.lacks(word):
+            self.waiting.unknown.append(word)
 
 
 _COUNTING_AFTER: Final = ("ja", "ko", "zh")

@@ -6,8 +6,8 @@ that is near enough; another is not drawn, and other words are left out. Each is
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from gems.errors import InputError
@@ -15,7 +15,7 @@ from gems.models.open.draft_wording import noun_of
 from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
-from gems.models.open.things import INDEX, THINGS
+from gems.models.open.things import INDEX, LOOK_NAMES, THINGS
 from gems.models.open.wish import Group, Relation, Wish
 from gems.models.pocket.vocabulary import with_near_words
 
@@ -69,6 +69,8 @@ class Draft:
     size: str = ""
     place: str = ""
     text: str = ""
+    is_joined: bool = False
+    """Whether an "and" joins it to the group before it."""
 
     def group(self) -> Group:
         """The group, once it is complete."""
@@ -90,6 +92,11 @@ class Waiting:
         """Whether nothing waits that a noun would take."""
         return not (self.number or self.look or self.size)
 
+    def draft(self, thing: int) -> Draft:
+        """A group of a thing, of which its number was said."""
+        count, more = quantity(self.number)
+        return Draft(thing, count, more, self.look, self.size, self.place)
+
 
 class Sketch:
     """A wish that grows as its prompt is read: its groups, and what was read before its noun.
@@ -110,15 +117,24 @@ class Sketch:
         self.missing: list[str] = []
         self.left_out: list[str] = []
         self.waiting = Waiting()
+        self.number_text = ""
+        """The last number, as it was written."""
+        self.elided: list[Waiting] = []
+        """Numbers and looks whose noun is said elsewhere: "a red and a blue car", "two cats, one black, one white"."""
         self.relation: tuple[str, int] | None = None
         """A relation, and the group before it. In languages that put relations after their second group, it may be that
         the first group is still to come: then the number is -1 less the index of the second."""
-        self.is_negated = False
+        self.leading = ""
+        """A relation before the first group: "behind a tree stands a cat"."""
+        self.negation = ""
+        """The negation that waits for its noun, as it was written."""
+        self.after_absent = ""
+        """How the last noun was named, if it must not be there: "bare" or with an "article"."""
         self.is_separated = True
         """Whether a comma, an "and" or a relation stands between the last group and the cursor."""
         self.is_apart = False
         """Whether an "and" or a comma stands between the last two groups."""
-        self.said_with = False
+        self.said_with = self.said_and = False
 
     def reading(self) -> Reading:
         """What has been read, at the end of the prompt.
@@ -127,9 +143,13 @@ class Sketch:
             InputError: It is nothing, too much, or contradicts itself.
         """
         self.end_phrase()
+        self.leave_number()
+        self.share_out()
+        self.left_out += [self.negation] if self.negation else []
         self._write()
-        wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, tuple(self.absent))
-        self._check(wish)
+        absent = tuple(dict.fromkeys(self.absent))
+        wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
+        _check(wish, self.left_out, self.book)
         left_out, missing = (tuple(dict.fromkeys(words)) for words in (self.left_out, self.missing))
         return Reading(wish, tuple(self.stand_ins), missing, left_out, self.book.language)
 
@@ -137,22 +157,70 @@ class Sketch:
         """Settle words that no table has: a noun, if something waits for one; otherwise they are left out."""
         unknown, self.waiting.unknown = self.waiting.unknown, []
         if not unknown:
-            if (
-                not self.waiting.is_empty
-                and (self.waiting.look or self.waiting.size)
-                and self.groups
-                and not self.waiting.number
-            ):
-                self.groups[-1].look = self.groups[-1].look or self.waiting.look
-                self.groups[-1].size = self.groups[-1].size or self.waiting.size
-                self.waiting = Waiting(place=self.waiting.place)
+            self._end_adjectives()
             return
-        is_awaited = not self.waiting.is_empty or self.relation is not None or self.is_negated or self.said_with
+        if self.negation:  # what no table has is not drawn anyway
+            self.left_out.append(" ".join((self.negation, *unknown)))
+            self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
+            return
+        is_awaited = not self.waiting.is_empty or self.relation is not None or self.said_with
         is_noun = is_awaited or (self.is_separated and _is_plural(unknown[-1]))
         if (self.groups or self.background) and (not is_noun or _is_participle(unknown[-1])):
             self.left_out += unknown
             return
         self._add_unknown(unknown)
+
+    def _end_adjectives(self) -> None:
+        """Settle numbers, looks and sizes without a noun: those without a number are of the noun before."""
+        waiting = self.waiting
+        if not (waiting.look or waiting.size):
+            return
+        if self.negation:
+            self.deny(self.negation)
+        if waiting.number and waiting.look:
+            self.elided.append(waiting)
+        elif self.groups and not waiting.number:
+            self.groups[-1].look = self.groups[-1].look or waiting.look
+            self.groups[-1].size = self.groups[-1].size or waiting.size
+        else:
+            return
+        self.waiting = Waiting(place=waiting.place)
+
+    def _settle_elided(self, thing: int, waiting: Waiting) -> None:
+        """Give what waited for its noun to the noun that is read now, or to the one before."""
+        if waiting.number and waiting.look:
+            self.groups += [elided.draft(thing) for elided in self.elided]
+            self.elided = []
+        elif len(self.elided) == 1 and not waiting.number:  # "two black, big dogs"
+            [elided] = self.elided
+            self.left_out += [LOOK_NAMES[elided.look]] if waiting.look else []
+            waiting.number, waiting.look, self.elided = elided.number, waiting.look or elided.look, []
+        else:
+            self.share_out()
+
+    def share_out(self) -> None:
+        """Divide the last group by the looks that were said after it, or tell that they are left out."""
+        elided, self.elided = self.elided, []
+        if not elided:
+            return
+        base = self.groups[-1] if self.groups else Draft(0, 0)
+        drafts = [waiting.draft(base.thing) for waiting in elided]
+        if base.look:
+            self.groups += drafts
+        elif base.more or sum(draft.count for draft in drafts) == base.count:
+            self.groups[-1:] = [replace(draft, size=draft.size or base.size, place=base.place) for draft in drafts]
+        else:
+            self.left_out += [f"{waiting.number} {LOOK_NAMES[waiting.look]}" for waiting in elided]
+
+    def leave_number(self) -> None:
+        """Settle a number that no noun follows: it is of the plural before it, or is left out."""
+        number, self.waiting.number = self.waiting.number, ""
+        if number in ("", "1"):
+            return
+        if self.groups and self.groups[-1].more:
+            self.groups[-1].count, self.groups[-1].more = quantity(number)
+        else:
+            self.left_out.append(self.number_text)
 
     def _add_unknown(self, words: list[str]) -> None:
         """Draw the nearest thing for an unknown noun; without one, the wish lacks it, and is nothing if that is all."""
@@ -162,9 +230,9 @@ class Sketch:
         if name is not None:
             self.stand_ins.append((" ".join(words), name))
             self.add(INDEX[name], plural=_is_plural(words[-1]))
-        elif self.groups or self.background or self.is_negated:
+        elif self.groups or self.background:
             self.missing.append(" ".join(words))
-            self.relation, self.waiting, self.is_negated, self.said_with = None, Waiting(), False, False
+            self.relation, self.waiting, self.said_with = None, Waiting(), False
             self.is_separated = True
         else:
             things = with_near_words([" ".join(words)], self.book.words_of("thing"))
@@ -174,22 +242,48 @@ class Sketch:
         """Begin a group of what waits for its noun."""
         waiting, self.waiting = self.waiting, Waiting()
         self.left_out += waiting.unknown
-        if self.is_negated:
-            self.is_negated = False
+        if self.negation:
+            self.negation, self.after_absent = "", "article" if waiting.number else "bare"
             self.absent.append(thing)
-            self.is_separated = False
+            self.relation, self.said_with = None, False
             return
+        self.after_absent = ""
+        if self.elided:
+            self._settle_elided(thing, waiting)
         number = waiting.number or ("some" if plural else "1")
         count, more = quantity(number)
-        self.groups.append(Draft(thing, count, more, waiting.look, waiting.size, waiting.place))
+        draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, is_joined=self.said_and)
+        self.groups.append(draft)
         last = len(self.groups) - 1
         self.is_apart = self.is_separated and self.relation is None
         if self.relation is not None:
             self._join(last)
+        elif self.leading and last and not self.said_and:
+            self._relate_to_leading(last)
         elif self.said_with and last and self._can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
-        self.said_with = False
+        self.said_with = self.said_and = False
         self.is_separated = False
+
+    def _relate_to_leading(self, last: int) -> None:
+        if self.leading != "between":
+            self.relate(self.leading, last, 0)
+        elif last == 2:
+            self.relations.append(Relation("between", 2, 0, 1))
+        else:
+            return
+        self.leading = ""
+
+    def deny(self, text: str) -> None:
+        """Refuse a negation of anything but a thing.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"{text!r}: the open models can leave out things, but no look, size, place, relation or background; say "
+            f"what it is instead; {HINT}"
+        )
 
     def another_follows(self) -> bool:
         """Whether "and" and a noun come next; whoever reads knows."""
@@ -249,22 +343,24 @@ class Sketch:
             self.groups.append(carrier)
         carrier.text = text
 
-    def _check(self, wish: Wish) -> None:
-        if not wish.groups and not wish.background:
-            words = with_near_words(self.left_out[:3], self.book.words_of("thing")) or "nothing"
-            raise InputError(f"the prompt names no thing that the open models can draw ({words}); {HINT}")
-        if len(wish.groups) > MAX_GROUPS:
-            raise InputError(f"{len(wish.groups)} groups of things; the open models draw at most {MAX_GROUPS}")
-        if sum(group.count for group in wish.groups) > MAX_THINGS:
-            raise InputError(f"{sum(g.count for g in wish.groups)} things; the open models draw at most {MAX_THINGS}")
-        for group in wish.groups:
-            twins = [g for g in wish.groups if g.thing == group.thing]
-            if len(twins) > 1 and len({g.look for g in twins}) < len(twins):
-                raise InputError(
-                    f"two groups of {noun_of(group.thing, 2)}; the open models tell such groups apart by their looks"
-                )
-            if group.thing in wish.absent:
-                raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
+
+def _check(wish: Wish, left_out: Sequence[str], book: Phrasebook) -> None:
+    """Refuse a wish for nothing, for too much, or one that contradicts itself."""
+    if not wish.groups and not wish.background:
+        words = with_near_words(left_out[:3], book.words_of("thing")) or "nothing"
+        raise InputError(f"the prompt names no thing that the open models can draw ({words}); {HINT}")
+    if len(wish.groups) > MAX_GROUPS:
+        raise InputError(f"{len(wish.groups)} groups of things; the open models draw at most {MAX_GROUPS}")
+    if sum(group.count for group in wish.groups) > MAX_THINGS:
+        raise InputError(f"{sum(g.count for g in wish.groups)} things; the open models draw at most {MAX_THINGS}")
+    for group in wish.groups:
+        twins = [g for g in wish.groups if g.thing == group.thing]
+        if len(twins) > 1 and len({g.look for g in twins}) < len(twins):
+            raise InputError(
+                f"two groups of {noun_of(group.thing, 2)}; the open models tell such groups apart by their looks"
+            )
+        if group.thing in wish.absent:
+            raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
 
 
 def quantity(number: str) -> tuple[int, bool]:

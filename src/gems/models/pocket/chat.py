@@ -115,6 +115,7 @@ class PocketChatModel(BaseChatModel):
                 for name, args in calls
             ],
             usage_metadata=_usage(text, json.dumps([args for _, args in calls])),
+            response_metadata=self._metadata(tags.prompt) if "Requirements" in descriptions else {},
         )
         if not calls and (one_word_question := _ONE_WORD.search(text)) and (images := images_in(messages)):
             probabilities = self._alternatives(one_word_question["question"], images[-1])
@@ -153,6 +154,10 @@ class PocketChatModel(BaseChatModel):
     def _decompose(self, prompt: str) -> dict[str, Any]:
         questions = questions_of(parse_prompt(prompt))
         return {"requirements": [{"question": text, "kind": question.kind} for text, question in questions]}
+
+    def _metadata(self, prompt: str) -> dict[str, Any]:
+        """What goes with the requirements of a prompt, beside the answer."""
+        return {}
 
     def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
         return _verify(questions, images)

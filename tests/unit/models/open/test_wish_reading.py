@@ -120,3 +120,8 @@ def test_every_english_noun_is_read_as_itself() -> None:
     for index in range(len(THINGS)):
         for wish in (Wish((Group(index),)), Wish((Group(index, 3, look=5),))):
             assert read(terse(wish)).wish == wish
+
+
+def test_a_prompt_is_read_once() -> None:
+    prompt = "vier rote Hunde und eine Katze"
+    assert read(prompt) is read(prompt)

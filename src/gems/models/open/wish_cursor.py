@@ -1,0 +1,76 @@
+"""The cursor over a prompt's phrases, and what it sees before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gems.models.open.phrasebook import Match, Phrasebook
+from gems.models.open.wish_sketch import Neighbour, Sketch
+
+__all__ = ["Cursor"]
+
+
+class Cursor(Sketch):
+    """A place in a prompt's phrases, beside the wish that has been read so far.
+
+    Args:
+        book: The words of the prompt's language.
+        matches: The prompt's phrases.
+        texts: Its quoted parts.
+        neighbour: Finds the thing that an unknown noun is nearest to.
+    """
+
+    def __init__(
+        self, book: Phrasebook, matches: Sequence[Match], texts: list[str], neighbour: Neighbour | None
+    ) -> None:
+        super().__init__(book, texts, neighbour)
+        self.matches, self.position = matches, 0
+
+    def next_matches(self) -> Sequence[Match]:
+        """The phrases after the cursor."""
+        return self.matches[self.position + 1 :]
+
+    def noun_follows(self) -> bool:
+        """Whether the next phrase that is not a look or a size is a noun."""
+        names_thing = False
+        for match in self.next_matches():
+            if match.of("thing") and not match.of("look"):
+                return True
+            if not (match.of("look") or match.of("size")):
+                return names_thing or (not match.meanings and not self.waiting.is_empty)
+            names_thing = match.of("thing") is not None  # "an orange orange"
+        return names_thing
+
+    def noun_precedes(self) -> bool:
+        """Whether what stands here may be about the last noun."""
+        return bool(self.groups) and not self.is_separated and self.waiting.is_empty
+
+    def group_follows(self) -> bool:
+        """Whether a noun comes before the next comma."""
+        for match in self.next_matches():
+            if match.of("thing") or match.of("background"):
+                return True
+            if match.text == "," or match.of("word"):
+                return False
+        return False
+
+    def group_follows_soon(self) -> bool:
+        """Whether a noun comes next, adjectives and particles aside."""
+        for match in self.next_matches():
+            if match.of("thing"):
+                return True
+            word = match.of("word")
+            if not (match.of("look") or match.of("size") or (word and word.value == "ignore")):
+                return False
+        return False
+
+    def another_follows(self) -> bool:
+        """Whether "and" comes next, and a noun after it."""
+        following = [match for match in self.next_matches() if not match.of("place")]
+        return bool(following) and following[0].of("word") is not None and any(m.of("thing") for m in following[1:5])
+
+    def is_word(self, offset: int, *values: str) -> bool:
+        """Whether the phrase so many places further on is one of some function words."""
+        index = self.position + offset
+        word = self.matches[index].of("word") if 0 <= index < len(self.matches) else None
+        return word is not None and word.value in values
