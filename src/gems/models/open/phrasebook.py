@@ -192,7 +192,7 @@ class Phrasebook:
         pieces = [piece for m in pieces_of(text) for piece in self._pieces_of(m.group(), m.start())]
         position = 0
         while position < len(pieces):
-            length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
+            length, meanings, is_exact = self._phrase_at(pieces, position)
             start, after = pieces[position][2], position + max(1, length)
             numeral = numeral_at(text, start)
             if numeral and not (is_exact and numeral.end <= pieces[after - 1][3] and (numeral.value or length > 1)):
@@ -200,6 +200,18 @@ class Phrasebook:
                 after = next((k for k in range(position, len(pieces)) if pieces[k][2] >= numeral.end), len(pieces))
             yield _Span(start, pieces[after - 1][3], Match(text[start : pieces[after - 1][3]], meanings, is_exact))
             position = after
+
+    def _phrase_at(
+        self, pieces: list[tuple[str, str, int, int]], position: int
+    ) -> tuple[int, tuple[Meaning, ...], bool]:
+        """The longest phrase at a place; of "on the moon cakes" that is "on the", as its last word begins a noun."""
+        found = self._longest_at(pieces[position : position + self._longest])
+        last = position + found[0] - 1
+        if found[0] > 1 and all(meaning.kind != "thing" for meaning in found[1]):
+            length, meanings, _ = self._longest_at(pieces[last : last + self._longest])
+            if length > 1 and any(meaning.kind == "thing" for meaning in meanings):
+                return self._longest_at(pieces[position:last])
+        return found
 
     def _pieces_of(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
         """A word, folded, and where it stands; apart from an "and" or "with" that is written together with it."""
