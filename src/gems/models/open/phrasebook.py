@@ -205,13 +205,13 @@ class Phrasebook:
         self, pieces: list[tuple[str, str, int, int]], position: int
     ) -> tuple[int, tuple[Meaning, ...], bool]:
         """The longest phrase at a place; of "on the moon cakes" that is "on the", as its last word begins a noun."""
-        found = self._longest_at(pieces[position : position + self._longest])
-        last = position + found[0] - 1
-        if found[0] > 1 and all(meaning.kind != "thing" for meaning in found[1]):
-            length, meanings, _ = self._longest_at(pieces[last : last + self._longest])
-            if length > 1 and any(meaning.kind == "thing" for meaning in meanings):
+        length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
+        last = position + length - 1
+        if length > 1 and all(meaning.kind != "thing" for meaning in meanings):
+            further, nouns, _ = self._longest_at(pieces[last : last + self._longest])
+            if further > 1 and any(meaning.kind == "thing" for meaning in nouns):
                 return self._longest_at(pieces[position:last])
-        return found
+        return length, meanings, is_exact
 
     def _pieces_of(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
         """A word, folded, and where it stands; apart from an "and" or "with" that is written together with it."""
