@@ -82,7 +82,23 @@ def scenes(pipeline: OpenPipeline, count: int, seed: int) -> Iterator[_Scene]:
             slots = pipeline(draft, generator=generator, output_type="slots").images[0]
             items, background, text = decode(np.asarray(slots))
         image = draw(items, background, text=text, style=int(rng.integers(2**16)))
-        yield image, (items, background, text), scene.wish
+        yield image, (items, background, text), _wish_asked(scene.wish, rng)
+
+
+def _wish_asked(wish: Wish, rng: np.random.Generator) -> Wish:
+    """What is asked of an image that was made for a wish: in a third of the cases something else, as images fail."""
+    roll = rng.random()
+    if roll < 0.15:
+        return sample_wish(rng, SEEN_THINGS)
+    if roll > 0.35:
+        return wish
+    k = int(rng.integers(len(wish.groups)))
+    group = wish.groups[k]
+    if rng.random() < 0.5:
+        group = replace(group, count=group.count - 1 if group.count > 2 and rng.random() < 0.5 else group.count + 1)
+    else:
+        group = replace(group, look=int(rng.integers(1, len(LOOK_NAMES))))
+    return replace(wish, groups=(*wish.groups[:k], group, *wish.groups[k + 1 :]))
 
 
 def calibrate(eyes: Eyes, pipeline: OpenPipeline, count: int, seed: int = 1_000_003) -> Calibration:
