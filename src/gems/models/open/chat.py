@@ -17,7 +17,7 @@ from gems.models.calling import NOTES
 from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, joined, noun_of, terse
 from gems.models.open.neighbours import nearest_thing
 from gems.models.open.questions import VERBS, Question, Who, parse_question, questions_of
-from gems.models.open.stage import Scene, layout, place_of
+from gems.models.open.stage import Scene, layout, place_of, strangeness
 from gems.models.open.things import LOOK_NAMES, THINGS
 from gems.models.open.weights import VISION, open_weights
 from gems.models.open.wish import Wish
@@ -156,7 +156,8 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
     """
     if not elements or "plain" in elements or not wish.groups:
         return terse(wish, absent=not wish.groups)
-    scene = max((layout(wish, rng) for _ in range(_IMAGINED_SCENES if "room" in elements else 1)), key=_room)
+    score = _room if "room" in elements else _naturalness
+    scene = max((layout(wish, rng) for _ in range(_IMAGINED_SCENES)), key=score)
     clauses = [
         clause(
             group,
@@ -176,10 +177,16 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
 _IMAGINED_SCENES: Final = 6
 
 
+def _naturalness(scene: Scene) -> float:
+    """How much a scene is like the world: all relations kept, and things where such things are at home."""
+    groups = enumerate(scene.members)
+    return len(scene.wish.relations) - sum(strangeness(scene.wish, index, items) for index, items in groups)
+
+
 def _room(scene: Scene) -> float:
     """How easily things in a scene can be told apart: all relations kept, groups in rows, and no small things."""
     in_rows = sum(arrangement in ("", "in a row", "in two rows") for arrangement in scene.arrangements)
-    return 3 * len(scene.wish.relations) + in_rows + min(item.size for item in scene.items)
+    return 3 * len(scene.wish.relations) + in_rows + min(item.size for item in scene.items) + _naturalness(scene)
 
 
 # --- looking at images ----------------------------------------------------------------------------------------------

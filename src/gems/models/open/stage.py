@@ -28,6 +28,7 @@ __all__ = [
     "place_of",
     "relation_margin",
     "sample_wish",
+    "strangeness",
 ]
 
 MAX_THINGS: Final = 24
@@ -436,25 +437,31 @@ class _Stage:
         near = [i for k, placed in self.placed.items() if k in together for i in placed]
         if overlap > _MAX_OVERLAP or _overlap(items, near) > 0.62:
             return None
-        return min(least, 0.1) - 0.6 * overlap - 0.5 * self._strangeness(index, items) + 0.08 * float(self.rng.random())
+        return (
+            min(least, 0.1)
+            - 0.6 * overlap
+            - 0.5 * strangeness(self.wish, index, items)
+            + 0.08 * float(self.rng.random())
+        )
 
-    def _strangeness(self, index: int, items: list[Item]) -> float:
-        """How far things are from where such things are at home: on the ground they touch it, others are above it."""
-        home = THINGS[self.wish.groups[index].thing].home
-        if any(
-            r.name in ("on", "in", "on top of", "jumping over", "flying over") and r.a == index
-            for r in self.wish.relations
-        ):
-            return 0.0
-        if any(r.name == "holding" and r.b == index for r in self.wish.relations):
-            return 0.0
-        if home == "sky":
-            return max(0.0, max(i.bottom for i in items) - 0.5)
-        if home == "air":
-            return max(0.0, max(i.bottom for i in items) - 0.8)
-        lowest = [abs(i.bottom - (HORIZON + 0.06 + 0.34 * i.depth)) for i in items]
-        return sum(lowest) / len(lowest)
 
+def strangeness(wish: Wish, index: int, items: Items) -> float:
+    """How far a group's things are from where such things are at home: on the ground they touch it, or above it."""
+    home = THINGS[wish.groups[index].thing].home
+    if any(r.name in _LIFTING and r.a == index for r in wish.relations):
+        return 0.0
+    if any(r.name == "holding" and r.b == index for r in wish.relations):
+        return 0.0
+    if home == "sky":
+        return max(0.0, max(i.bottom for i in items) - 0.5)
+    if home == "air":
+        return max(0.0, max(i.bottom for i in items) - 0.8)
+    lowest = [abs(i.bottom - (HORIZON + 0.06 + 0.34 * i.depth)) for i in items]
+    return sum(lowest) / len(lowest)
+
+
+_LIFTING: Final = ("on", "in", "on top of", "jumping over", "flying over")
+"""Relations that take their first group off the ground."""
 
 _CANDIDATES: Final = 28
 
