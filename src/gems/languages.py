@@ -599,6 +599,11 @@ _OTHER_LATIN: Final = (
 Finnish, and Vietnamese, without accents: such a text is at least not taken for English."""
 
 
+def _is_named(language: Language, word: str) -> bool:
+    """Whether a language has a word among its numbers or its colours."""
+    return word in language.numbers or bool(language.colours_of(word))
+
+
 def _latin_language(text: str) -> Language:
     words = tokens_of(text)
     scores = {
@@ -606,7 +611,11 @@ def _latin_language(text: str) -> Language:
         for language in LANGUAGES.values()
         if language.spaced and language.name not in ("ru", "ar", "hi", "ko")
     }
-    best = max(scores, key=lambda name: scores[name])  # English comes first where several are equal
+    # "tres" is a number in Spanish, and without its accent a function word in French: numbers and colours tell them
+    # apart. English comes first where several are equal.
+    plain = [word for word in words if word in text.lower()]  # without accents as it was written, too
+    evidence = {name: sum(_is_named(LANGUAGES[name], word) for word in plain) for name in scores}
+    best = max(scores, key=lambda name: (scores[name], evidence[name]))
     if any(sum(word in language for word in words) > max(scores[best], len(words) / 8) for language in _OTHER_LATIN):
         return UNKNOWN
     if scores[best] * 8 >= len(words) and (best == "en" or scores[best] > scores["en"]):

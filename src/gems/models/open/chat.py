@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -76,8 +77,11 @@ class OpenChatModel(PocketChatModel):
             if any(phrase in text and applies(wish) for phrase, applies in _USES)
         ]
 
-    def _write(self, prompt: str, elements: set[str], seed: str) -> str:
-        return _draft(_read(prompt).wish, elements, seeded(seed))
+    def _worded(self, prompt: str, elements: set[str], seed: str) -> dict[str, Any]:
+        """The draft says the whole prompt in other words, but for what must not be there, which it does not name."""
+        wish = _read(prompt).wish
+        draft = _draft(wish, elements, seeded(seed))
+        return {"prompt": draft, "parts": [] if wish.absent else [{"words": prompt, "phrase": draft}]}
 
     def _decompose(self, prompt: str) -> dict[str, Any]:
         reading = _read(prompt)
@@ -151,11 +155,12 @@ def _kind_of(question: Question) -> str:
 def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
     """Word a wish with the given elements; without any, as one plain sentence.
 
-    What must not be there is not named, as the generator draws what it reads. To name a place or an arrangement, the
-    model imagines a scene that fits the wish and describes it.
+    What must not be there is not named, as the generator draws what it reads, and a background is always. To name a
+    place or an arrangement, the model imagines a scene that fits the wish and describes it.
     """
+    wish = replace(wish, background=wish.background or _setting(wish), absent=())
     if not elements or "plain" in elements or not wish.groups:
-        return terse(wish, absent=not wish.groups)
+        return terse(wish)
     score = _room if "room" in elements else _naturalness
     scene = max((layout(wish, rng) for _ in range(_IMAGINED_SCENES)), key=score)
     clauses = [
@@ -170,8 +175,23 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
         )
         for group, members, arrangement in zip(scene.wish.groups, scene.members, scene.arrangements, strict=True)
     ]
-    text = joined(scene.wish, clauses, "; ")
-    return f"{text}; {BACKGROUND_PHRASES[wish.background]}" if wish.background else text
+    return f"{joined(scene.wish, clauses, '; ')}; {BACKGROUND_PHRASES[wish.background]}"
+
+
+def _setting(wish: Wish) -> str:
+    """The background where such things are mostly seen, for a wish that names none."""
+    kinds = {THINGS[group.thing].kind for group in wish.groups}
+    homes = {THINGS[group.thing].home for group in wish.groups}
+    if "water" in homes:
+        return "sea"
+    if homes and homes <= {"sky", "air"}:
+        return "sky"
+    if kinds and kinds <= _INDOORS:
+        return "room"
+    return "city" if kinds & {"vehicle", "building"} and not kinds & {"animal", "plant"} else "meadow"
+
+
+_INDOORS: Final = {"food", "drink", "tool", "furniture", "thing", "clothing", "instrument"}
 
 
 _IMAGINED_SCENES: Final = 6

@@ -140,16 +140,16 @@ class PocketChatModel(BaseChatModel):
         if fitting_skills:
             return [(name, {}) for name in fitting_skills]
         elements = _elements("\n".join(map(_text, skill_answers))) | recalled_elements
-        return [("Plan", {"prompt": self._write(tags.prompt, elements, tags.prompt)})]
+        return [("Plan", self._worded(tags.prompt, elements, tags.prompt))]
 
     def _fitting(self, prompt: str, descriptions: dict[str, str]) -> list[str]:
         """The skills that apply to a prompt."""
         spec = parse_prompt(prompt)
         return [name for name, description in descriptions.items() if _is_for(description, spec)]
 
-    def _write(self, prompt: str, elements: set[str], seed: str) -> str:
-        """A draft for a prompt, worded with some elements; the same text is imagined by the same seed."""
-        return _write_prompt(parse_prompt(prompt), elements, seeded(seed))
+    def _worded(self, prompt: str, elements: set[str], seed: str) -> dict[str, Any]:
+        """A draft for a prompt, worded with some elements, as a form; the same text is imagined by the same seed."""
+        return {"prompt": _write_prompt(parse_prompt(prompt), elements, seeded(seed))}
 
     def _decompose(self, prompt: str) -> dict[str, Any]:
         questions = questions_of(parse_prompt(prompt))
@@ -177,7 +177,7 @@ class PocketChatModel(BaseChatModel):
         return {
             "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {wording}.",
             "strategy": "rewrite",
-            "prompt": self._write(tags.prompt, elements, f"{tags.prompt} {tries}"),
+            **self._worded(tags.prompt, elements, f"{tags.prompt} {tries}"),
         }
 
 
