@@ -101,6 +101,7 @@ class GemsContext(_Spelled):
 
     mllm: Annotated[str, _model("--mllm")] = Field(
         default=CHAT_MODEL,
+        json_schema_extra={"default": without_login(CHAT_MODEL)},
         min_length=1,
         title="Vision chat model",
         description="Plans, decomposes, verifies and refines: open, pocket, transformers:FOLDER_OR_REPO[@REVISION], "
@@ -109,6 +110,7 @@ class GemsContext(_Spelled):
     )
     generator: Annotated[str, _model("--generator")] = Field(
         default=GENERATOR,
+        json_schema_extra={"default": without_login(GENERATOR)},
         min_length=1,
         title="Image generator",
         description="Makes the images: open, pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "

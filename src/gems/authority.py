@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, SecretStr
 
+from gems.default_models import CHAT_MODEL, GENERATOR
 from gems.errors import GemsError, InputError
 from gems.secrets import one_line
 
@@ -207,7 +208,7 @@ class Authority:
         return (
             self.everything
             or (value.kind, value.text) in self.grants
-            or (value.kind == MODEL and is_code(value.text) and value.text in _listed_in_environment())
+            or (value.kind == MODEL and value.text in _named_by_environment())
         )
 
     def may_download(self, name: str) -> bool:
@@ -271,8 +272,10 @@ def _refusal(value: OperatorValue) -> str:
     )
 
 
-def _listed_in_environment() -> set[str]:
-    return {name.strip() for name in os.environ.get(CODE, "").split(",")}
+def _named_by_environment() -> set[str]:
+    """The models that the environment names: code that may run, and the models of runs that name none."""
+    code = {name.strip() for name in os.environ.get(CODE, "").split(",")}
+    return {CHAT_MODEL, GENERATOR} | {name for name in code if is_code(name)}
 
 
 # --- code -----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
-from forked import gems
+from forked import environment, gems, gems_process, run
 
 NONE_NAMED = {"GEMS_MLLM": "", "GEMS_GENERATOR": ""}
 
@@ -57,3 +58,33 @@ def test_what_no_model_knows_is_refused_before_anything_is_loaded(tmp_path: Path
     done = gems("generate", "zzgrmblfx", home=tmp_path, cwd=tmp_path, **NONE_NAMED)
     assert done.returncode == 2
     assert "loading" not in done.stderr
+
+
+SECRET_ADDRESS = "http://bob:hunter2pw@127.0.0.1:9/d?token=tok123secret"
+
+
+def test_the_login_of_the_environments_generator_is_printed_nowhere(tmp_path: Path) -> None:
+    variables = {"GEMS_MLLM": "", "GEMS_GENERATOR": SECRET_ADDRESS}
+    shown = gems("generate", "--help", home=tmp_path, cwd=tmp_path, **variables).stdout
+    schema = "from gems import GemsContext; print(GemsContext.model_json_schema())"
+    shown += run([sys.executable, "-c", schema], cwd=tmp_path, env=environment(tmp_path, **variables)).stdout
+    with gems_process("generate", "a red dog", home=tmp_path, cwd=tmp_path, **variables) as process:
+        assert process.stderr is not None
+        warning = process.stderr.readline()
+        process.kill()
+    shown += warning
+    assert "its verdicts on images of http://127.0.0.1:9/d mean little" in warning
+    assert "hunter2pw" not in shown
+    assert "tok123secret" not in shown
+
+
+def test_what_the_environment_names_is_the_operators_word(tmp_path: Path) -> None:
+    """A graph that is built without settings uses code and addresses that the environment names, and no others."""
+    (tmp_path / "own.py").write_text("def make():\n    open('ran', 'w').close()\n", encoding="utf-8")
+    script = "from gems import build_graph; build_graph().invoke({'prompt': 'a dog'}, context={'max_rounds': 1})"
+    variables = {"GEMS_MLLM": "python:own:make", "GEMS_GENERATOR": "", "PYTHONPATH": str(tmp_path)}
+    run([sys.executable, "-c", script], cwd=tmp_path, env=environment(tmp_path, **variables))
+    assert (tmp_path / "ran").exists()
+    other = script.replace("'max_rounds': 1", "'mllm': 'python:own:other'")
+    done = run([sys.executable, "-c", other], cwd=tmp_path, env=environment(tmp_path, **variables))
+    assert "runs code, so a record, a request or a run's context may not name it" in done.stderr

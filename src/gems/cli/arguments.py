@@ -155,6 +155,7 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
             typer.Option(
                 help="Vision chat model: open, pocket, PROVIDER:MODEL such as openai:gpt-5, "
                 "transformers:FOLDER_OR_REPO[@REVISION], or your own python:MODULE:FACTORY.",
+                show_default="open, or what GEMS_MLLM names",
                 rich_help_panel=MODELS,
             ),
         ],
@@ -166,6 +167,7 @@ MODEL_SETTINGS: Final[dict[str, Setting]] = {
             typer.Option(
                 help="Image generator: open, pocket, pocket-large, diffusers:FOLDER_OR_REPO[@REVISION], openai:MODEL, "
                 "http:URL, comfyui:URL, or your own python:MODULE:FACTORY.",
+                show_default="open, or what GEMS_GENERATOR names",
                 rich_help_panel=MODELS,
             ),
         ],

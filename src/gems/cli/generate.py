@@ -120,10 +120,12 @@ def generate(
 
 def _warn_of_strange_images(context: GemsContext) -> None:
     """The embedded verifier sees what the embedded generators draw, and would judge other images at random."""
+    from gems.authority import without_login
+
     if context.chat_model("verifier") == "open" and context.generator not in ("open", "pocket", "pocket-large"):
         err.print(
             "[yellow]![/] the open chat model knows drawings of the open generator only: its verdicts on images of "
-            f"{escape(context.generator)} mean little; name a chat model that sees with --mllm",
+            f"{escape(without_login(context.generator))} mean little; name a chat model that sees with --mllm",
             highlight=False,
             soft_wrap=True,
         )
