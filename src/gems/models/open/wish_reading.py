@@ -151,7 +151,7 @@ class _Reader(Negations):
         raise InputError(f"{text}: the open models count to twelve, one whole number for each kind of thing; {HINT}")
 
     def _take_look(self, meaning: Meaning, match: Match) -> None:
-        if self.is_about_nothing(match):
+        if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
         look = LOOK_NAMES.index(meaning.value)
         if self._belongs_to_last() and not self.groups[-1].look:
@@ -161,7 +161,7 @@ class _Reader(Negations):
             self.waiting.look = look
 
     def _take_size(self, meaning: Meaning, match: Match) -> None:
-        if self.is_about_nothing(match):
+        if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
         if self._belongs_to_last() and not self.groups[-1].size:
             self.groups[-1].size = meaning.value
@@ -189,21 +189,55 @@ class _Reader(Negations):
             self.waiting.place = meaning.value
 
     def _take_background(self, meaning: Meaning, match: Match) -> None:
+        if self.negation and meaning.is_stand_in:  # what has no drawing is not drawn anyway
+            self.left_out.append(" ".join((self.negation, *self.waiting.unknown, match.text)))
+            self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
+            return
         if self.negation and not self.waiting.unknown:
             self.deny(f"{self.negation} {match.text}")
-        if self.waiting.unknown and self.waiting.number not in ("", "1"):
-            self.end_phrase()  # "five waterfalls in a meadow"
+        is_told_apart = self.waiting.number not in ("", "1") or (self.relation and self._begins_anew(meaning))
+        if self.waiting.unknown and is_told_apart and not meaning.is_stand_in:
+            self.end_phrase()  # "five waterfalls in a meadow", "a cat on a roof at night"
+        if meaning.is_stand_in:
+            self._furnish(meaning, match)
+        else:
+            self._set_scene(meaning, match)
+        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
+        self.end_at_undrawn()
+
+    def _begins_anew(self, meaning: Meaning) -> bool:
+        """Whether no unknown adjective of a background stands before it, and an unknown word there is a noun."""
+        return meaning.value in ("night", "sunset") or self.book.adjectives == "after"
+
+    def _set_scene(self, meaning: Meaning, match: Match) -> None:
         self.leave_number()
         self.left_out += self.waiting.unknown
+        if self.waiting.look:
+            self.left_out.append(LOOK_NAMES[self.waiting.look])
         self.waiting.unknown = []
         if self.background not in ("", meaning.value):
             self.left_out.append(match.text)
         self.background = self.background or meaning.value
-        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
+        if self.relation and self.relation[0] in _ABOVE and self.relation[1] >= 0:
+            self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"
+
+    def _furnish(self, meaning: Meaning, match: Match) -> None:
+        """A table or wall has no drawing: its room stands in for it. Its number, looks and relations go with it."""
+        text = " ".join((*self.waiting.unknown, match.text))
+        later = [background for following in self.next_matches() if (background := following.of("background"))]
+        if self.background in ("", meaning.value) and all(background.is_stand_in for background in later):
+            self.stand_ins.append((text, meaning.value))
+            self.background = meaning.value
+        else:
+            self.missing.append(text)
 
     def _take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
+        if self.book.relations == "after" and self.follows_undrawn() and meaning.value in _PLACING:
+            if meaning.value in _ABOVE and self.is_scene_before() and not self.groups:
+                self.waiting.place = "top"
+            return
         self.end_group(match)
         if self.after_absent and self.stood_apart:
             self.left_out.append(match.text)
@@ -285,6 +319,13 @@ class _Reader(Negations):
         if not self.lacks(word):
             self.waiting.unknown.append(word)
 
+
+_ABOVE: Final = ("flying over", "on top of")
+_PLACING: Final = (
+    *("to the left of", "to the right of", "in front of", "behind", "under", "on top of", "next to"),
+    *("around", "on", "flying over", "in"),
+)
+"""The relations that say where a thing is, not what it does."""
 
 _COUNTING_AFTER: Final = ("ja", "ko", "zh")
 """Languages that also say a number after its noun."""

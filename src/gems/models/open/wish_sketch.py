@@ -233,7 +233,7 @@ class Sketch:
         elif self.groups or self.background:
             self.missing.append(" ".join(words))
             self.relation, self.waiting, self.said_with = None, Waiting(), False
-            self.is_separated = True
+            self.end_at_undrawn()
         else:
             things = with_near_words([" ".join(words)], self.book.words_of("thing"))
             raise InputError(f"unknown thing {things}; the open models draw {len(THINGS)} things; {HINT}")
@@ -287,6 +287,10 @@ class Sketch:
 
     def another_follows(self) -> bool:
         """Whether "and" and a noun come next; whoever reads knows."""
+        raise NotImplementedError
+
+    def end_at_undrawn(self) -> None:
+        """Remember that the last noun is no group; whoever reads knows where it is."""
         raise NotImplementedError
 
     def _join(self, last: int) -> None:
