@@ -14,10 +14,10 @@ from gems.errors import InputError
 from gems.languages import fold
 from gems.models.open.numerals import UNCOUNTABLE
 from gems.models.open.phrasebook import TONGUES, Match, Meaning, Phrasebook, phrasebook
-from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES
+from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES, THINGS
 from gems.models.open.tokens import quoted
 from gems.models.open.wish_negations import Negations, negated_text
-from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Waiting, quantity
+from gems.models.open.wish_sketch import CONTAINERS, HINT, PLACING, SUPPORTS, Neighbour, Reading, Waiting, quantity
 
 __all__ = ["Reading", "language_of_prompt", "read"]
 
@@ -234,7 +234,7 @@ class _Reader(Negations):
     def _take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
-        if self.book.relations == "after" and self.follows_undrawn() and meaning.value in _PLACING:
+        if self.book.relations == "after" and self.follows_undrawn() and meaning.value in PLACING:
             if meaning.value in _ABOVE and self.is_scene_before() and not self.groups:
                 self.waiting.place = "top"
             return
@@ -258,7 +258,7 @@ class _Reader(Negations):
             else:
                 self.relation = (meaning.value, -1 - b)
         else:
-            self.relation = (meaning.value, len(self.groups) - 1)
+            self.relation = (meaning.value, self.subject(meaning.value))
         self.is_separated = True
 
     def _stands_between(self, match: Match) -> bool:
@@ -302,7 +302,29 @@ class _Reader(Negations):
             self.stand_ins.append((match.text, meaning.value))
         # In Russian and Polish the genitive of one is often written as the plural.
         is_genitive = self.book.language in ("ru", "pl") and self.relation is not None
-        self.add(thing, plural=meaning.is_plural and not is_genitive)
+        is_asked = not self.negation
+        self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
+        if is_asked and self.relation is None and self._is_locative(match):
+            self._take_locative(THINGS[thing].name)
+
+    def _is_locative(self, match: Match) -> bool:
+        """Whether a noun's ending or particle says that something is there: "Vazoda", 花瓶に, 꽃병에."""
+        following = next(iter(self.next_matches()), None)
+        match self.book.language:
+            case "ja":
+                return following is not None and following.text in ("に", "には")
+            case "ko":
+                return match.text.endswith(("에", "에는"))
+            case "tr":
+                return not match.is_exact and match.text.endswith(
+                    ("da", "de", "ta", "te", "daki", "deki", "taki", "teki")
+                )
+        return False
+
+    def _take_locative(self, name: str) -> None:
+        relation = "in" if name in CONTAINERS else "on" if name in SUPPORTS else ""
+        if relation:
+            self.relation = (relation, -len(self.groups))
 
     def _is_modifier(self, match: Match) -> bool:
         """Whether a noun only says what kind of thing the next noun is: "toy cars"."""
@@ -321,11 +343,6 @@ class _Reader(Negations):
 
 
 _ABOVE: Final = ("flying over", "on top of")
-_PLACING: Final = (
-    *("to the left of", "to the right of", "in front of", "behind", "under", "on top of", "next to"),
-    *("around", "on", "flying over", "in"),
-)
-"""The relations that say where a thing is, not what it does."""
 
 _COUNTING_AFTER: Final = ("ja", "ko", "zh")
 """Languages that also say a number after its noun."""

@@ -19,7 +19,18 @@ from gems.models.open.things import INDEX, LOOK_NAMES, THINGS
 from gems.models.open.wish import Group, Relation, Wish
 from gems.models.pocket.vocabulary import with_near_words
 
-__all__ = ["HINT", "Draft", "Neighbour", "Reading", "Sketch", "Waiting", "quantity"]
+__all__ = [
+    "CONTAINERS",
+    "HINT",
+    "PLACING",
+    "SUPPORTS",
+    "Draft",
+    "Neighbour",
+    "Reading",
+    "Sketch",
+    "Waiting",
+    "quantity",
+]
 
 MAX_GROUPS: Final = 5
 
@@ -69,8 +80,12 @@ class Draft:
     size: str = ""
     place: str = ""
     text: str = ""
+    word: str = ""
+    """How the thing was named."""
     is_joined: bool = False
     """Whether an "and" joins it to the group before it."""
+    is_listed: bool = False
+    """Whether a comma does."""
 
     def group(self) -> Group:
         """The group, once it is complete."""
@@ -134,7 +149,11 @@ class Sketch:
         """Whether a comma, an "and" or a relation stands between the last group and the cursor."""
         self.is_apart = False
         """Whether an "and" or a comma stands between the last two groups."""
-        self.said_with = self.said_and = False
+        self.said_with = self.said_and = self.said_comma = False
+        self.shared: tuple[str, int] | None = None
+        """The relation of the last group to one before it, which an "and" may give to the next group too."""
+        self.to_share: list[Relation] = []
+        """Relations that an "and" gave to a group, unless it turns out to have one of its own."""
 
     def reading(self) -> Reading:
         """What has been read, at the end of the prompt.
@@ -145,6 +164,7 @@ class Sketch:
         self.end_phrase()
         self.leave_number()
         self.share_out()
+        self._share_relations()
         self.left_out += [self.negation] if self.negation else []
         self._write()
         absent = tuple(dict.fromkeys(self.absent))
@@ -229,7 +249,7 @@ class Sketch:
             name = self.neighbour(words[-1])
         if name is not None:
             self.stand_ins.append((" ".join(words), name))
-            self.add(INDEX[name], plural=_is_plural(words[-1]))
+            self.add(INDEX[name], plural=_is_plural(words[-1]), word=" ".join(words))
         elif self.groups or self.background:
             self.missing.append(" ".join(words))
             self.relation, self.waiting, self.said_with = None, Waiting(), False
@@ -238,7 +258,7 @@ class Sketch:
             things = with_near_words([" ".join(words)], self.book.words_of("thing"))
             raise InputError(f"unknown thing {things}; the open models draw {len(THINGS)} things; {HINT}")
 
-    def add(self, thing: int, *, plural: bool) -> None:
+    def add(self, thing: int, *, plural: bool, word: str) -> None:
         """Begin a group of what waits for its noun."""
         waiting, self.waiting = self.waiting, Waiting()
         self.left_out += waiting.unknown
@@ -252,22 +272,28 @@ class Sketch:
             self._settle_elided(thing, waiting)
         number = waiting.number or ("some" if plural else "1")
         count, more = quantity(number)
-        draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, is_joined=self.said_and)
+        draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, "", word)
+        draft.is_joined, draft.is_listed = self.said_and, self.said_comma
         self.groups.append(draft)
         last = len(self.groups) - 1
         self.is_apart = self.is_separated and self.relation is None
+        shared, self.shared = self.shared, None
         if self.relation is not None:
             self._join(last)
         elif self.leading and last and not self.said_and:
             self._relate_to_leading(last)
         elif self.said_with and last and self._can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
-        self.said_with = self.said_and = False
+        elif shared and self.said_and:
+            self.shared = shared
+            self.to_share.append(Relation(shared[0], last, shared[1]))
+        self.said_with = self.said_and = self.said_comma = False
         self.is_separated = False
 
     def _relate_to_leading(self, last: int) -> None:
         if self.leading != "between":
             self.relate(self.leading, last, 0)
+            self.shared = (self.leading, 0)
         elif last == 2:
             self.relations.append(Relation("between", 2, 0, 1))
         else:
@@ -306,17 +332,58 @@ class Sketch:
             return
         if first < 0:
             self.relate(name, last, -1 - first)
+            self.shared = (name, -1 - first)
         else:
-            self.relate(name, first, last)
+            for index in (*self._joined_to(first, name), first):
+                self.relate(name, index, last)
         self.relation = None
+
+    def _joined_to(self, index: int, name: str) -> list[int]:
+        """The groups that stand where a group does: of "a dog, a cat and a mouse on a couch", the dog and the cat."""
+        result: list[int] = []
+        related = {k for r in self.relations for k in (r.a, r.b, r.c)}
+        is_list = name in PLACING and index not in related
+        while is_list and index > 0 and (self.groups[index].is_joined or (result and self.groups[index].is_listed)):
+            index -= 1
+            is_list = index not in related and not self.groups[index].place
+            result[:0] = [index] if is_list else []
+        return result
+
+    def _share_relations(self) -> None:
+        """Give the groups that an "and" joins to a related one its relation, but for those with one of their own."""
+        for relation in self.to_share:
+            own = {k for r in self.relations if r.name in PLACING for k in (r.a, r.b, r.c)}
+            is_free = max(relation.a, relation.b) < len(self.groups) and relation.a not in own
+            if relation.name in PLACING and is_free and not self.groups[relation.a].place:
+                self.relate(relation.name, relation.a, relation.b)
+
+    def subject(self, name: str) -> int:
+        """The group that a relation begins with: the last, unless only who holds it, or what it is of, can do that."""
+        last = len(self.groups) - 1
+        before = {r.b: r for r in self.relations if r.c < 0}
+        if name in _DOING:
+            index = last
+            while not self._is_alive(index) and index in before:
+                index = before[index].a
+            return index if self._is_alive(index) else last
+        is_held = last in before and before[last].name == "holding"
+        is_worn = THINGS[self.groups[last].thing].kind == "clothing"
+        return before[last].a if is_held and name in PLACING and (is_worn or name != "in") else last
+
+    def _is_alive(self, index: int) -> bool:
+        return THINGS[self.groups[index].thing].kind in ("person", "animal")
 
     def relate(self, name: str, a: int, b: int) -> None:
         """Relate two groups, by a relation that so many things can be in."""
         first, second = self.groups[a], self.groups[b]
         if name == "around" and (first.count < 3 or second.count > 2):
             name = "next to"
-        if name in ("on", "in") and first.count > 3 * second.count:
-            name = "on top of" if name == "on" else "next to"
+        if name == "in" and THINGS[second.thing].name in SUPPORTS:
+            name = "on"  # "en un plato"
+        if name == "on" and first.count > 3 * second.count:
+            name = "on top of"
+        if name == "in" and THINGS[second.thing].name in _FULL:  # an apple in a bowl is not in the soup
+            self.stand_ins.append((second.word, THINGS[second.thing].name))
         self.relations.append(Relation(name, a, b))
 
     def _can_hold(self, a: int, b: int) -> bool:
@@ -380,5 +447,31 @@ def _is_participle(word: str) -> bool:
     return word.endswith(("ing", "ed", "ly"))
 
 
+PLACING: Final = (
+    *("to the left of", "to the right of", "in front of", "behind", "under", "on top of", "next to"),
+    *("on", "flying over", "in"),
+)
+"""The relations that say where a thing is, not what it does."""
+_DOING: Final = ("chasing", "jumping over", "playing with", "holding")
+CONTAINERS: Final = (
+    *("amphora", "jar", "basket", "bucket", "package", "gift box", "bowl of soup", "cup of coffee", "glass of milk"),
+    *(
+        "nest",
+        "treasure chest",
+        "bathtub",
+        "shopping cart",
+        "potted plant",
+        "backpack",
+        "suitcase",
+        "handbag",
+        "barrel",
+    ),
+    *("stew", "wine glass", "toolbox", "takeout box", "wastebasket", "tent", "house", "hut", "car"),
+)
+"""Where things are in, if a language only says that they are there."""
+SUPPORTS: Final = ("plate", "chair", "couch", "bed", "mountain", "snowy mountain", "horse", "bicycle", "motorcycle")
+"""What things are on, whether a language says that they are in it, on it or there."""
+_FULL: Final = ("bowl of soup", "stew", "potted plant", "cup of coffee", "glass of milk", "wine glass")
+"""Drawings of containers that something is in already."""
 _HOLDABLE: Final = ("tool", "thing", "sport", "clothing", "instrument", "food", "drink", "plant")
 _WRITABLE: Final = ("thing", "clothing", "building", "food", "vehicle", "furniture")
