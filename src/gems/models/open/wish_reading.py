@@ -16,8 +16,10 @@ from gems.models.open.numerals import UNCOUNTABLE
 from gems.models.open.phrasebook import TONGUES, Match, Meaning, Phrasebook, phrasebook
 from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES, THINGS
 from gems.models.open.tokens import quoted
-from gems.models.open.wish_negations import Negations, negated_text
-from gems.models.open.wish_sketch import CONTAINERS, HINT, PLACING, SUPPORTS, Neighbour, Reading, Waiting, quantity
+from gems.models.open.wish_bonds import CONTAINERS, PLACING, SUPPORTS, quantity
+from gems.models.open.wish_negations import negated_text
+from gems.models.open.wish_scenery import ABOVE, Scenery
+from gems.models.open.wish_sketch import HINT, Neighbour, Reading
 
 __all__ = ["Reading", "language_of_prompt", "read"]
 
@@ -87,7 +89,7 @@ def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
     return reader.walk()
 
 
-class _Reader(Negations):
+class _Reader(Scenery):
     """The cursor over a prompt's phrases."""
 
     bound = ""
@@ -105,7 +107,7 @@ class _Reader(Negations):
         if meaning is None:
             self._take_unknown(match.text)
             return
-        getattr(self, f"_take_{meaning.kind}")(meaning, match)
+        getattr(self, f"take_{meaning.kind}")(meaning, match)
 
     def _choose(self, match: Match) -> Meaning | None:
         """The meaning that fits where the phrase stands: a look before or after its noun, otherwise a thing."""
@@ -129,7 +131,7 @@ class _Reader(Negations):
 
     # --- what each kind of meaning does
 
-    def _take_number(self, meaning: Meaning, match: Match) -> None:
+    def take_number(self, meaning: Meaning, match: Match) -> None:
         if self.waiting.unknown:  # else adjectives wait: Turkish says "small brown a dog"
             self.end_phrase()
         if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
@@ -150,7 +152,7 @@ class _Reader(Negations):
     def _refuse_number(self, text: str) -> None:
         raise InputError(f"{text}: the open models count to twelve, one whole number for each kind of thing; {HINT}")
 
-    def _take_look(self, meaning: Meaning, match: Match) -> None:
+    def take_look(self, meaning: Meaning, match: Match) -> None:
         if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
         look = LOOK_NAMES.index(meaning.value)
@@ -160,7 +162,7 @@ class _Reader(Negations):
             self.left_out += [LOOK_NAMES[self.waiting.look]] if self.waiting.look not in (0, look) else []
             self.waiting.look = look
 
-    def _take_size(self, meaning: Meaning, match: Match) -> None:
+    def take_size(self, meaning: Meaning, match: Match) -> None:
         if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
         if self._belongs_to_last() and not self.groups[-1].size:
@@ -176,7 +178,7 @@ class _Reader(Negations):
             return True
         return self.book.adjectives != "before" and not self.is_word(-1, "ignore")
 
-    def _take_place(self, meaning: Meaning, match: Match) -> None:
+    def take_place(self, meaning: Meaning, match: Match) -> None:
         self.end_group(match)
         if self.after_absent and self.stood_apart:
             self.left_out.append(match.text)
@@ -188,54 +190,11 @@ class _Reader(Negations):
         else:
             self.waiting.place = meaning.value
 
-    def _take_background(self, meaning: Meaning, match: Match) -> None:
-        if self.negation and meaning.is_stand_in:  # what has no drawing is not drawn anyway
-            self.left_out.append(" ".join((self.negation, *self.waiting.unknown, match.text)))
-            self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
-            return
-        if self.negation and not self.waiting.unknown:
-            self.deny(f"{self.negation} {match.text}")
-        is_told_apart = self.waiting.number not in ("", "1") or (self.relation and self._begins_anew(meaning))
-        if self.waiting.unknown and is_told_apart and not meaning.is_stand_in:
-            self.end_phrase()  # "five waterfalls in a meadow", "a cat on a roof at night"
-        if meaning.is_stand_in:
-            self._furnish(meaning, match)
-        else:
-            self._set_scene(meaning, match)
-        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
-        self.end_at_undrawn()
-
-    def _begins_anew(self, meaning: Meaning) -> bool:
-        """Whether no unknown adjective of a background stands before it, and an unknown word there is a noun."""
-        return meaning.value in ("night", "sunset") or self.book.adjectives == "after"
-
-    def _set_scene(self, meaning: Meaning, match: Match) -> None:
-        self.leave_number()
-        self.left_out += self.waiting.unknown
-        if self.waiting.look:
-            self.left_out.append(LOOK_NAMES[self.waiting.look])
-        self.waiting.unknown = []
-        if self.background not in ("", meaning.value):
-            self.left_out.append(match.text)
-        self.background = self.background or meaning.value
-        if self.relation and self.relation[0] in _ABOVE and self.relation[1] >= 0:
-            self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"
-
-    def _furnish(self, meaning: Meaning, match: Match) -> None:
-        """A table or wall has no drawing: its room stands in for it. Its number, looks and relations go with it."""
-        text = " ".join((*self.waiting.unknown, match.text))
-        later = [background for following in self.next_matches() if (background := following.of("background"))]
-        if self.background in ("", meaning.value) and all(background.is_stand_in for background in later):
-            self.stand_ins.append((text, meaning.value))
-            self.background = meaning.value
-        else:
-            self.missing.append(text)
-
-    def _take_relation(self, meaning: Meaning, match: Match) -> None:
+    def take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
         if self.book.relations == "after" and self.follows_undrawn() and meaning.value in PLACING:
-            if meaning.value in _ABOVE and self.is_scene_before() and not self.groups:
+            if meaning.value in ABOVE and self.is_scene_before() and not self.groups:
                 self.waiting.place = "top"
             return
         self.end_group(match)
@@ -268,7 +227,7 @@ class _Reader(Negations):
             and match.text.lstrip("正在")[:1] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
         )
 
-    def _take_word(self, meaning: Meaning, match: Match) -> None:
+    def take_word(self, meaning: Meaning, match: Match) -> None:
         match meaning.value:
             case "no" | "not":
                 self.take_no(match)
@@ -287,7 +246,7 @@ class _Reader(Negations):
                 self.left_out.append(f"{self.negation} {match.text}")
                 self.negation = ""
 
-    def _take_thing(self, meaning: Meaning, match: Match) -> None:
+    def take_thing(self, meaning: Meaning, match: Match) -> None:
         thing = INDEX[meaning.value]
         if (
             self.waiting.number == "2"
@@ -341,8 +300,6 @@ class _Reader(Negations):
         if not self.lacks(word):
             self.waiting.unknown.append(word)
 
-
-_ABOVE: Final = ("flying over", "on top of")
 
 _COUNTING_AFTER: Final = ("ja", "ko", "zh")
 """Languages that also say a number after its noun."""

@@ -16,21 +16,11 @@ from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
 from gems.models.open.things import INDEX, LOOK_NAMES, THINGS
-from gems.models.open.wish import Group, Relation, Wish
+from gems.models.open.wish import Relation, Wish
+from gems.models.open.wish_bonds import Bonds, Draft, quantity
 from gems.models.pocket.vocabulary import with_near_words
 
-__all__ = [
-    "CONTAINERS",
-    "HINT",
-    "PLACING",
-    "SUPPORTS",
-    "Draft",
-    "Neighbour",
-    "Reading",
-    "Sketch",
-    "Waiting",
-    "quantity",
-]
+__all__ = ["HINT", "Neighbour", "Reading", "Sketch", "Waiting"]
 
 MAX_GROUPS: Final = 5
 
@@ -70,29 +60,6 @@ def _a(name: str) -> str:
 
 
 @dataclass
-class Draft:
-    """A group that is being read, and whether its number was said."""
-
-    thing: int
-    count: int = 1
-    more: bool = False
-    look: int = 0
-    size: str = ""
-    place: str = ""
-    text: str = ""
-    word: str = ""
-    """How the thing was named."""
-    is_joined: bool = False
-    """Whether an "and" joins it to the group before it."""
-    is_listed: bool = False
-    """Whether a comma does."""
-
-    def group(self) -> Group:
-        """The group, once it is complete."""
-        return Group(self.thing, self.count, self.more, self.look, self.size, self.place, self.text)
-
-
-@dataclass
 class Waiting:
     """What was read before its noun."""
 
@@ -113,7 +80,7 @@ class Waiting:
         return Draft(thing, count, more, self.look, self.size, self.place)
 
 
-class Sketch:
+class Sketch(Bonds):
     """A wish that grows as its prompt is read: its groups, and what was read before its noun.
 
     Args:
@@ -123,12 +90,10 @@ class Sketch:
     """
 
     def __init__(self, book: Phrasebook, texts: list[str], neighbour: Neighbour | None) -> None:
+        super().__init__()
         self.book, self.texts, self.neighbour = book, texts, neighbour
-        self.groups: list[Draft] = []
-        self.relations: list[Relation] = []
         self.background = ""
         self.absent: list[int] = []
-        self.stand_ins: list[tuple[str, str]] = []
         self.missing: list[str] = []
         self.left_out: list[str] = []
         self.waiting = Waiting()
@@ -136,11 +101,6 @@ class Sketch:
         """The last number, as it was written."""
         self.elided: list[Waiting] = []
         """Numbers and looks whose noun is said elsewhere: "a red and a blue car", "two cats, one black, one white"."""
-        self.relation: tuple[str, int] | None = None
-        """A relation, and the group before it. In languages that put relations after their second group, it may be that
-        the first group is still to come: then the number is -1 less the index of the second."""
-        self.leading = ""
-        """A relation before the first group: "behind a tree stands a cat"."""
         self.negation = ""
         """The negation that waits for its noun, as it was written."""
         self.after_absent = ""
@@ -150,10 +110,6 @@ class Sketch:
         self.is_apart = False
         """Whether an "and" or a comma stands between the last two groups."""
         self.said_with = self.said_and = self.said_comma = False
-        self.shared: tuple[str, int] | None = None
-        """The relation of the last group to one before it, which an "and" may give to the next group too."""
-        self.to_share: list[Relation] = []
-        """Relations that an "and" gave to a group, unless it turns out to have one of its own."""
 
     def reading(self) -> Reading:
         """What has been read, at the end of the prompt.
@@ -164,7 +120,7 @@ class Sketch:
         self.end_phrase()
         self.leave_number()
         self.share_out()
-        self._share_relations()
+        self.share_relations()
         self.left_out += [self.negation] if self.negation else []
         self._write()
         absent = tuple(dict.fromkeys(self.absent))
@@ -279,26 +235,16 @@ class Sketch:
         self.is_apart = self.is_separated and self.relation is None
         shared, self.shared = self.shared, None
         if self.relation is not None:
-            self._join(last)
+            self.join(last)
         elif self.leading and last and not self.said_and:
-            self._relate_to_leading(last)
-        elif self.said_with and last and self._can_hold(last - 1, last):
+            self.relate_to_leading(last)
+        elif self.said_with and last and self.can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
         elif shared and self.said_and:
             self.shared = shared
             self.to_share.append(Relation(shared[0], last, shared[1]))
         self.said_with = self.said_and = self.said_comma = False
         self.is_separated = False
-
-    def _relate_to_leading(self, last: int) -> None:
-        if self.leading != "between":
-            self.relate(self.leading, last, 0)
-            self.shared = (self.leading, 0)
-        elif last == 2:
-            self.relations.append(Relation("between", 2, 0, 1))
-        else:
-            return
-        self.leading = ""
 
     def deny(self, text: str) -> None:
         """Refuse a negation of anything but a thing.
@@ -311,84 +257,9 @@ class Sketch:
             f"what it is instead; {HINT}"
         )
 
-    def another_follows(self) -> bool:
-        """Whether "and" and a noun come next; whoever reads knows."""
-        raise NotImplementedError
-
     def end_at_undrawn(self) -> None:
         """Remember that the last noun is no group; whoever reads knows where it is."""
         raise NotImplementedError
-
-    def _join(self, last: int) -> None:
-        assert self.relation is not None
-        name, first = self.relation
-        if name == "between" and first >= 0:
-            if last - first == 2:
-                self.relations.append(Relation("between", first, last - 1, last))
-                self.relation = None
-            elif self.groups[last].count == 2 and not self.another_follows():
-                self.relate("in front of", first, last)
-                self.relation = None
-            return
-        if first < 0:
-            self.relate(name, last, -1 - first)
-            self.shared = (name, -1 - first)
-        else:
-            for index in (*self._joined_to(first, name), first):
-                self.relate(name, index, last)
-        self.relation = None
-
-    def _joined_to(self, index: int, name: str) -> list[int]:
-        """The groups that stand where a group does: of "a dog, a cat and a mouse on a couch", the dog and the cat."""
-        result: list[int] = []
-        related = {k for r in self.relations for k in (r.a, r.b, r.c)}
-        is_list = name in PLACING and index not in related
-        while is_list and index > 0 and (self.groups[index].is_joined or (result and self.groups[index].is_listed)):
-            index -= 1
-            is_list = index not in related and not self.groups[index].place
-            result[:0] = [index] if is_list else []
-        return result
-
-    def _share_relations(self) -> None:
-        """Give the groups that an "and" joins to a related one its relation, but for those with one of their own."""
-        for relation in self.to_share:
-            own = {k for r in self.relations if r.name in PLACING for k in (r.a, r.b, r.c)}
-            is_free = max(relation.a, relation.b) < len(self.groups) and relation.a not in own
-            if relation.name in PLACING and is_free and not self.groups[relation.a].place:
-                self.relate(relation.name, relation.a, relation.b)
-
-    def subject(self, name: str) -> int:
-        """The group that a relation begins with: the last, unless only who holds it, or what it is of, can do that."""
-        last = len(self.groups) - 1
-        before = {r.b: r for r in self.relations if r.c < 0}
-        if name in _DOING:
-            index = last
-            while not self._is_alive(index) and index in before:
-                index = before[index].a
-            return index if self._is_alive(index) else last
-        is_held = last in before and before[last].name == "holding"
-        is_worn = THINGS[self.groups[last].thing].kind == "clothing"
-        return before[last].a if is_held and name in PLACING and (is_worn or name != "in") else last
-
-    def _is_alive(self, index: int) -> bool:
-        return THINGS[self.groups[index].thing].kind in ("person", "animal")
-
-    def relate(self, name: str, a: int, b: int) -> None:
-        """Relate two groups, by a relation that so many things can be in."""
-        first, second = self.groups[a], self.groups[b]
-        if name == "around" and (first.count < 3 or second.count > 2):
-            name = "next to"
-        if name == "in" and THINGS[second.thing].name in SUPPORTS:
-            name = "on"  # "en un plato"
-        if name == "on" and first.count > 3 * second.count:
-            name = "on top of"
-        if name == "in" and THINGS[second.thing].name in _FULL:  # an apple in a bowl is not in the soup
-            self.stand_ins.append((second.word, THINGS[second.thing].name))
-        self.relations.append(Relation(name, a, b))
-
-    def _can_hold(self, a: int, b: int) -> bool:
-        holder, thing = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]
-        return holder.kind in ("person", "animal") and thing.kind in _HOLDABLE and self.groups[a].count == 1
 
     # --- the end
 
@@ -434,11 +305,6 @@ def _check(wish: Wish, left_out: Sequence[str], book: Phrasebook) -> None:
             raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
 
 
-def quantity(number: str) -> tuple[int, bool]:
-    """A number, or the least number that a vague word means, and whether more are meant as well."""
-    return (int(number), False) if number.isdecimal() else ({"some": 2, "many": 6}[number], True)
-
-
 def _is_plural(word: str) -> bool:
     return word.endswith("s") and not word.endswith(("ss", "us", "is"))
 
@@ -447,31 +313,4 @@ def _is_participle(word: str) -> bool:
     return word.endswith(("ing", "ed", "ly"))
 
 
-PLACING: Final = (
-    *("to the left of", "to the right of", "in front of", "behind", "under", "on top of", "next to"),
-    *("on", "flying over", "in"),
-)
-"""The relations that say where a thing is, not what it does."""
-_DOING: Final = ("chasing", "jumping over", "playing with", "holding")
-CONTAINERS: Final = (
-    *("amphora", "jar", "basket", "bucket", "package", "gift box", "bowl of soup", "cup of coffee", "glass of milk"),
-    *(
-        "nest",
-        "treasure chest",
-        "bathtub",
-        "shopping cart",
-        "potted plant",
-        "backpack",
-        "suitcase",
-        "handbag",
-        "barrel",
-    ),
-    *("stew", "wine glass", "toolbox", "takeout box", "wastebasket", "tent", "house", "hut", "car"),
-)
-"""Where things are in, if a language only says that they are there."""
-SUPPORTS: Final = ("plate", "chair", "couch", "bed", "mountain", "snowy mountain", "horse", "bicycle", "motorcycle")
-"""What things are on, whether a language says that they are in it, on it or there."""
-_FULL: Final = ("bowl of soup", "stew", "potted plant", "cup of coffee", "glass of milk", "wine glass")
-"""Drawings of containers that something is in already."""
-_HOLDABLE: Final = ("tool", "thing", "sport", "clothing", "instrument", "food", "drink", "plant")
 _WRITABLE: Final = ("thing", "clothing", "building", "food", "vehicle", "furniture")
