@@ -123,6 +123,12 @@ class Bonds:
         is_worn = THINGS[self.groups[last].thing].kind == "clothing"
         return before[last].a if is_held and name in PLACING and (is_worn or name != "in") else last
 
+    def head(self, index: int) -> int:
+        """What a group was said of: of "a castle on a mountain", the castle."""
+        while relation := next((r for r in self.relations if r.b == index and r.a < index), None):
+            index = relation.a
+        return index
+
     def _is_alive(self, index: int) -> bool:
         return THINGS[self.groups[index].thing].kind in ("person", "animal")
 
@@ -131,6 +137,8 @@ class Bonds:
         first, second = self.groups[a], self.groups[b]
         if name == "around" and (first.count < 3 or second.count > 2):
             name = "next to"
+        if name in ("in", "under") and THINGS[second.thing].name in _WEATHER:
+            return  # "in the rain"
         if name == "in" and THINGS[second.thing].name in SUPPORTS:
             name = "on"  # "en un plato"
         if name == "on" and first.count > 3 * second.count:
@@ -169,6 +177,7 @@ CONTAINERS: Final = (
 """Where things are in, if a language only says that they are there."""
 SUPPORTS: Final = ("plate", "chair", "couch", "bed", "mountain", "snowy mountain", "horse", "bicycle", "motorcycle")
 """What things are on, whether a language says that they are in it, on it or there."""
+_WEATHER: Final = ("rain cloud", "snow cloud", "storm cloud", "sun")
 _FULL: Final = ("bowl of soup", "stew", "potted plant", "cup of coffee", "glass of milk", "wine glass")
 """Drawings of containers that something is in already."""
 _HOLDABLE: Final = ("tool", "thing", "sport", "clothing", "instrument", "food", "drink", "plant")

@@ -56,6 +56,15 @@ class Cursor(Sketch):
                 return False
         return False
 
+    def thing_follows(self) -> bool:
+        """Whether a thing comes before the next comma, joint or background."""
+        for match in self.next_matches():
+            if match.of("thing"):
+                return True
+            if match.of("background") or ((word := match.of("word")) and word.value != "ignore"):
+                return False
+        return False
+
     def group_follows_soon(self) -> bool:
         """Whether a noun comes next, adjectives and particles aside."""
         for match in self.next_matches():

@@ -115,6 +115,8 @@ class _Reader(Scenery):
             return None
         look, thing = match.of("look"), match.of("thing")
         if look and thing:
+            if self.book.language == "ko" and not match.is_exact:
+                return thing  # 나무에 is "on a tree", 나무 의자 a wooden chair
             return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
         if place and relation:
@@ -222,9 +224,10 @@ class _Reader(Scenery):
 
     def _stands_between(self, match: Match) -> bool:
         """Chinese puts places after the second thing, and verbs between the two."""
-        return (
-            self.book.language == "zh"
-            and match.text.lstrip("正在")[:1] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
+        relation = match.of("relation")
+        return self.book.language == "zh" and (
+            (relation is not None and relation.value == "holding")
+            or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
         )
 
     def take_word(self, meaning: Meaning, match: Match) -> None:
@@ -254,9 +257,16 @@ class _Reader(Scenery):
             and "pair of" in meaning.value
         ):
             self.waiting.number = "1"
-        if self._is_modifier(match):
+        if self._is_modifier(match) or self._is_adjective(meaning) or self._is_ingredient(thing):
             self.left_out.append(match.text)
             return
+        if self._is_sail(thing):
+            self.waiting.unknown.append(match.text)
+            self.end_phrase()
+            return
+        if self.negation and self.waiting.unknown and self.book.language == "zh":  # 没有帆的船
+            self.left_out.append(" ".join((self.negation, *self.waiting.unknown)))
+            self.negation, self.waiting.unknown = "", []
         if meaning.is_stand_in and not self.negation:
             self.stand_ins.append((match.text, meaning.value))
         # In Russian and Polish the genitive of one is often written as the plural.
@@ -265,6 +275,36 @@ class _Reader(Scenery):
         self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
         if is_asked and self.relation is None and self._is_locative(match):
             self._take_locative(THINGS[thing].name)
+
+    def _is_adjective(self, meaning: Meaning) -> bool:
+        """Whether a word for old people is about the noun beside it: "velha árvore", "casa vieja"."""
+        following = next(iter(self.next_matches()), None)
+        is_beside = self.noun_precedes() or (following is not None and following.of("thing") is not None)
+        is_noun = self.matches[self.position - 1].of("thing") or not self.noun_precedes()
+        return (
+            self.book.language in ("es", "pt", "it", "fr")
+            and meaning.value in ("old man", "old woman", "elderly person")
+            and is_beside
+            and bool(is_noun)
+        )
+
+    def _is_sail(self, thing: int) -> bool:
+        """Whether the word for a candle means a sail, which has no drawing: "un barco sin velas"."""
+        return (
+            self.book.language in ("es", "pt")
+            and THINGS[thing].name == "candle"
+            and bool(self.groups)
+            and (THINGS[self.groups[-1].thing].kind, THINGS[self.groups[-1].thing].home) == ("vehicle", "water")
+        )
+
+    def _is_ingredient(self, thing: int) -> bool:
+        """Whether a food only says what kind the food before it is: "tarte aux pommes", "zumo de naranja"."""
+        return (
+            self.book.language in ("es", "pt", "it", "fr")
+            and self.noun_precedes()
+            and self.is_word(-1, "ignore")
+            and all(THINGS[index].kind in ("food", "drink") for index in (thing, self.groups[-1].thing))
+        )
 
     def _is_locative(self, match: Match) -> bool:
         """Whether a noun's ending or particle says that something is there: "Vazoda", 花瓶に, 꽃병에."""

@@ -33,6 +33,19 @@ class Scenery(Negations):
         self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
         self.end_at_undrawn()
 
+    def take_adverb(self, meaning: Meaning, match: Match) -> None:
+        """Read a relation to what was named before: "a dragon above it", "daneben ein Hund"."""
+        self.end_group(match)
+        if not self.groups:
+            self.left_out.append(match.text)
+        elif self.thing_follows():
+            self.relation = (meaning.value, -1 - self.head(len(self.groups) - 1))
+            self.is_separated = True
+        elif len(self.groups) > 1 and not any(len(self.groups) - 1 in (r.a, r.b) for r in self.relations):
+            self.relate(meaning.value, len(self.groups) - 1, self.head(len(self.groups) - 2))
+        else:
+            self.left_out.append(match.text)
+
     def _begins_anew(self, meaning: Meaning) -> bool:
         """Whether no unknown adjective of a background stands before it, and an unknown word there is a noun."""
         return meaning.value in ("night", "sunset") or self.book.adjectives == "after"
