@@ -1,9 +1,10 @@
 """What words mean, by language: the tables ``words/XX.txt``, and the meanings that stand in a text.
 
 A table has a section for each kind of meaning and a line for each meaning: ``dog = dog / dogs, hound / hounds``. A
-form after a slash is a plural. A word after ``~`` names something else that the drawing may stand in for, such as a
-breed: it is drawn, and the user is told. The longest phrase wins; a word that no table has as it is written is looked
-up by its stem.
+form after a slash is a plural. A word after ``~`` names something else that the drawing or background may stand in for,
+such as a breed, or a table for its room: it is drawn, and the user is told. An adverb is a relation to what was named
+before ("above it"). The longest phrase wins; a word that no table has as it is written is looked up by its stem, if it
+is near enough to be a form of what the table has.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ _KINDS: Final = {
     "nouns": "thing",
 }
 _VERBAL: Final = {
-    "en": ("ed", "ing"),
+    "en": ("ed",),
     "it": ("ato", "ata", "ati", "ate", "ando", "endo"),
     "es": ("ado", "ada", "ados", "adas", "ando", "iendo"),
     "pt": ("ado", "ada", "ados", "adas", "ando", "endo", "indo"),
     "fr": ("é", "ée", "és", "ées", "ant"),
 }
 """Endings of participles: "parked" is no inflected form of "park"."""
-_SHORTEST_IS_SINGULAR: Final = ("en", "de", "nl", "fr", "es", "pt")
+_SHORTEST_IS_SINGULAR: Final = ("de", "nl", "fr", "es", "pt")
 """Languages in which no form of a noun is shorter than its singular: "Dach" is no form of "Dachs"."""
 _MATERIALS: Final = {
     "de": {"holz": "holz", "glas": "glas", "stein": "steinern", "metall": "metallisch", "plastik": "plastik"},
@@ -64,7 +65,7 @@ _MATERIALS: Final = {
 }
 """What a compound may begin with, and the look that it is: "Holztisch" is a wooden table."""
 _KOREAN_PARTICLE: Final = re.compile(
-    r"(?<=..)(?:에서|으로|에게|한테|이랑|하고|은|는|이|가|을|를|의|에|와|과|도|로|랑|들)$|(?<=.)(?:은|는|이|가|을|를|의|에|와|과|도|로)$"
+    r"(?<=.)들(?:은|이|을|의|과|도)$|(?<=..)(?:에서|으로|에게|한테|이랑|하고|은|는|이|가|을|를|의|에|와|과|도|로|랑|들)$|(?<=.)(?:은|는|이|가|을|를|의|에|와|과|도|로)$"
 )
 _JOINTS: Final = {"ko": re.compile(r"(?<=.)(?:이랑|하고|와|과|랑)$"), "tr": re.compile(r"(?<=..)l[ıiuü]$")}
 """Endings that join a noun to the next: Korean "and", and Turkish "with"."""
@@ -160,7 +161,8 @@ class Phrasebook:
         """Whether little of a form is missing in a word that has its stem."""
         common = next((k for k, pair in enumerate(zip(word, form, strict=False)) if pair[0] != pair[1]), len(word))
         is_cut = len(word) < len(form) and self.language in _SHORTEST_IS_SINGULAR
-        return not is_cut and len(form) - min(common, len(form)) <= 3
+        is_other = self.language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
+        return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
 
     @cached_property
     def _forms(self) -> dict[tuple[tuple[str, ...], Meaning], list[str]]:
@@ -267,8 +269,8 @@ class Phrasebook:
             return []
         for material, look in _MATERIALS[self.language].items():
             noun = word[len(material) :]
-            known = self._phrases.get((fold(noun),), ())
-            if word.lower().startswith(material) and any(m.kind in ("thing", "background") for m in known):
+            meanings = self._phrases.get((fold(noun),), ())
+            if word.lower().startswith(material) and any(m.kind in ("thing", "background") for m in meanings):
                 return [(look, fold(look), start, start + len(material)), self._piece(noun, start + len(material))]
         return []
 

@@ -33,6 +33,8 @@ class Draft:
     """Whether an "and" joins it to the group before it."""
     is_listed: bool = False
     """Whether a comma does."""
+    is_settled: bool = False
+    """Whether it was said to stand at something that is no group."""
 
     def group(self) -> Group:
         """The group, once it is complete."""
@@ -95,10 +97,10 @@ class Bonds:
         """The groups that stand where a group does: of "a dog, a cat and a mouse on a couch", the dog and the cat."""
         result: list[int] = []
         related = {k for r in self.relations for k in (r.a, r.b, r.c)}
-        is_list = name in PLACING and index not in related
+        is_list = name in PLACING and index not in related and not self.groups[index].is_settled
         while is_list and index > 0 and (self.groups[index].is_joined or (result and self.groups[index].is_listed)):
             index -= 1
-            is_list = index not in related and not self.groups[index].place
+            is_list = index not in related and not (self.groups[index].place or self.groups[index].is_settled)
             result[:0] = [index] if is_list else []
         return result
 
@@ -139,6 +141,8 @@ class Bonds:
             name = "next to"
         if name in ("in", "under") and THINGS[second.thing].name in _WEATHER:
             return  # "in the rain"
+        if name == "in" and THINGS[second.thing].kind == "clothing" and self._is_alive(a):
+            name = "holding"  # "a girl in a red dress"
         if name == "in" and THINGS[second.thing].name in SUPPORTS:
             name = "on"  # "en un plato"
         if name == "on" and first.count > 3 * second.count:

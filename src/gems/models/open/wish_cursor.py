@@ -78,6 +78,9 @@ class Cursor(Sketch):
     def end_at_undrawn(self) -> None:
         """Remember that what stands here is no group: what follows is not about the group before it."""
         self.undrawn_at, self.is_separated = self.position, True
+        if self.groups:
+            at = self.relation[1] if self.relation and self.relation[1] >= 0 else len(self.groups) - 1
+            self.groups[at].is_settled = True
 
     def follows_undrawn(self) -> bool:
         """Whether the last noun is no group, adjectives and particles after it aside."""

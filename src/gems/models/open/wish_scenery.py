@@ -24,14 +24,15 @@ class Scenery(Negations):
         if self.negation and not self.waiting.unknown:
             self.deny(f"{self.negation} {match.text}")
         is_told_apart = self.waiting.number not in ("", "1") or (self.relation and self._begins_anew(meaning))
-        if self.waiting.unknown and is_told_apart and not meaning.is_stand_in:
+        is_part_of_name = meaning.is_stand_in and " " not in match.text and self.book.adjectives != "after"
+        if self.waiting.unknown and is_told_apart and not is_part_of_name:  # but for "two dining tables"
             self.end_phrase()  # "five waterfalls in a meadow", "a cat on a roof at night"
         if meaning.is_stand_in:
             self._furnish(meaning, match)
         else:
             self._set_scene(meaning, match)
-        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
         self.end_at_undrawn()
+        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
 
     def take_adverb(self, meaning: Meaning, match: Match) -> None:
         """Read a relation to what was named before: "a dragon above it", "daneben ein Hund"."""

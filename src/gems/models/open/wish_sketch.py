@@ -208,8 +208,8 @@ class Sketch(Bonds):
             self.add(INDEX[name], plural=_is_plural(words[-1]), word=" ".join(words))
         elif self.groups or self.background:
             self.missing.append(" ".join(words))
-            self.relation, self.waiting, self.said_with = None, Waiting(), False
             self.end_at_undrawn()
+            self.relation, self.waiting, self.said_with = None, Waiting(), False
         else:
             things = with_near_words([" ".join(words)], self.book.words_of("thing"))
             raise InputError(f"unknown thing {things}; the open models draw {len(THINGS)} things; {HINT}")
@@ -229,7 +229,8 @@ class Sketch(Bonds):
         number = waiting.number or ("some" if plural else "1")
         count, more = quantity(number)
         draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, "", word)
-        draft.is_joined, draft.is_listed = self.said_and, self.said_comma
+        is_joined = self.said_and and not self.said_with
+        draft.is_joined, draft.is_listed = is_joined, self.said_comma
         self.groups.append(draft)
         last = len(self.groups) - 1
         self.is_apart = self.is_separated and self.relation is None
@@ -240,7 +241,7 @@ class Sketch(Bonds):
             self.relate_to_leading(last)
         elif self.said_with and last and self.can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
-        elif shared and self.said_and:
+        elif shared and is_joined:
             self.shared = shared
             self.to_share.append(Relation(shared[0], last, shared[1]))
         self.said_with = self.said_and = self.said_comma = False
