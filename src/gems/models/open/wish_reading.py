@@ -196,8 +196,9 @@ class _Reader(Scenery):
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
         if self.book.relations == "after" and self.follows_undrawn() and meaning.value in PLACING:
-            if meaning.value in ABOVE and self.is_scene_before() and not self.groups:
-                self.waiting.place = "top"
+            if meaning.value in ABOVE and self.is_scene_before():
+                above = self.waiting if self.thing_follows() or not self.groups else self.groups[-1]
+                above.place = above.place or "top"
             return
         self.end_group(match)
         if self.after_absent and self.stood_apart:
