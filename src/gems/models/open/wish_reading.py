@@ -280,13 +280,12 @@ class _Reader(Scenery):
     def _is_adjective(self, meaning: Meaning) -> bool:
         """Whether a word for old people is about the noun beside it: "velha árvore", "casa vieja"."""
         following = next(iter(self.next_matches()), None)
-        is_beside = self.noun_precedes() or (following is not None and following.of("thing") is not None)
-        is_noun = self.matches[self.position - 1].of("thing") or not self.noun_precedes()
+        before = self.matches[self.position - 1] if self.noun_precedes() else following
+        is_beside = before is not None and before.of("thing") is not None
         return (
             self.book.language in ("es", "pt", "it", "fr")
             and meaning.value in ("old man", "old woman", "elderly person")
             and is_beside
-            and bool(is_noun)
         )
 
     def _is_sail(self, thing: int) -> bool:
