@@ -1,9 +1,10 @@
 """What words mean, by language: the tables ``words/XX.txt``, and the meanings that stand in a text.
 
 A table has a section for each kind of meaning and a line for each meaning: ``dog = dog / dogs, hound / hounds``. A
-form after a slash is a plural. A word after ``~`` names something else that the drawing may stand in for, such as a
-breed: it is drawn, and the user is told. The longest phrase wins; a word that no table has as it is written is looked
-up by its stem.
+form after a slash is a plural. A word after ``~`` names something else that the drawing or background may stand in for,
+such as a breed, or a table for its room: it is drawn, and the user is told. An adverb is a relation to what was named
+before ("above it"). The longest phrase wins; a word that no table has as it is written is looked up by its stem, if it
+is near enough to be a form of what the table has.
 """
 
 from __future__ import annotations
@@ -45,10 +46,26 @@ _KINDS: Final = {
     "places": "place",
     "backgrounds": "background",
     "words": "word",
+    "adverbs": "adverb",
     "nouns": "thing",
 }
+_VERBAL: Final = {
+    "en": ("ed",),
+    "it": ("ato", "ata", "ati", "ate", "ando", "endo"),
+    "es": ("ado", "ada", "ados", "adas", "ando", "iendo"),
+    "pt": ("ado", "ada", "ados", "adas", "ando", "endo", "indo"),
+    "fr": ("é", "ée", "és", "ées", "ant"),
+}
+"""Endings of participles: "parked" is no inflected form of "park"."""
+_SHORTEST_IS_SINGULAR: Final = ("de", "nl", "fr", "es", "pt")
+"""Languages in which no form of a noun is shorter than its singular: "Dach" is no form of "Dachs"."""
+_MATERIALS: Final = {
+    "de": {"holz": "holz", "glas": "glas", "stein": "steinern", "metall": "metallisch", "plastik": "plastik"},
+    "nl": {"houten": "hout", "hout": "hout", "glas": "glas", "steen": "stenen", "metaal": "metalen"},
+}
+"""What a compound may begin with, and the look that it is: "Holztisch" is a wooden table."""
 _KOREAN_PARTICLE: Final = re.compile(
-    r"(?<=..)(?:에서|으로|에게|한테|이랑|하고|은|는|이|가|을|를|의|에|와|과|도|로|랑|들)$|(?<=.)(?:은|는|이|가|을|를|의|에|와|과|도|로)$"
+    r"(?<=.)들(?:은|이|을|의|과|도)$|(?<=..)(?:에서|으로|에게|한테|이랑|하고|은|는|이|가|을|를|의|에|와|과|도|로|랑|들)$|(?<=.)(?:은|는|이|가|을|를|의|에|와|과|도|로)$"
 )
 _JOINTS: Final = {"ko": re.compile(r"(?<=.)(?:이랑|하고|와|과|랑)$"), "tr": re.compile(r"(?<=..)l[ıiuü]$")}
 """Endings that join a noun to the next: Korean "and", and Turkish "with"."""
@@ -58,7 +75,7 @@ class Meaning(NamedTuple):
     """One meaning of a phrase.
 
     Attributes:
-        kind: "number", "look", "size", "relation", "place", "background", "word" or "thing".
+        kind: "number", "look", "size", "relation", "place", "background", "word", "adverb" or "thing".
         value: The meaning, a name of ``gems.models.open.things``.
         is_plural: Whether the form is a plural; for things.
         is_stand_in: Whether the thing only stands in for what the phrase names.
@@ -117,7 +134,7 @@ class Phrasebook:
                 continue
             self._first[kind, meaning] = words.split(",")[0]
             for number, phrase in enumerate(words.split(",")):
-                if number == 0 or kind != "thing" or not self._says_more(meaning, phrase):
+                if number == 0 or kind != "thing" or "~" in phrase or not self._says_more(meaning, phrase):
                     self._add(kind, meaning, phrase.strip())
         self._longest = max(map(len, self._phrases))
 
@@ -130,6 +147,31 @@ class Phrasebook:
             _enter(self._phrases, tuple(map(fold, words)), meaning)
             self._written.update(map(str.lower, words))
             self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]
+
+    def _is_form(self, pieces: Sequence[tuple[str, str, int, int]], meaning: Meaning, key: tuple[str, ...]) -> bool:
+        """Whether words of the same stem as a phrase can be a form of it."""
+        if self._is_fixed(meaning) or meaning.kind not in ("thing", "background"):
+            return not self._is_fixed(meaning)
+        word = pieces[-1][0].lower()
+        if word.endswith(_VERBAL.get(self.language, ())):
+            return False
+        return any(self._is_near(fold(word), form) for form in self._forms.get((key, meaning), (fold(word),)))
+
+    def _is_near(self, word: str, form: str) -> bool:
+        """Whether little of a form is missing in a word that has its stem."""
+        common = next((k for k, pair in enumerate(zip(word, form, strict=False)) if pair[0] != pair[1]), len(word))
+        is_cut = len(word) < len(form) and self.language in _SHORTEST_IS_SINGULAR
+        is_other = self.language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
+        return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
+
+    @cached_property
+    def _forms(self) -> dict[tuple[tuple[str, ...], Meaning], list[str]]:
+        """By stem and meaning: the last words of the phrases that have them."""
+        forms: dict[tuple[tuple[str, ...], Meaning], list[str]] = {}
+        for words, meaning in self._entries:
+            if words:
+                forms.setdefault((tuple(map(self._stem, words)), meaning), []).append(fold(words[-1]))
+        return forms
 
     def _is_fixed(self, meaning: Meaning) -> bool:
         """Whether words have a meaning only as they are: what begins as a number does is often another word."""
@@ -219,7 +261,18 @@ class Phrasebook:
         is_known = joint is None or (fold(word),) in self._phrases
         if joint and not is_known and (fold(word[: joint.start()]),) in self._phrases:
             return [self._piece(word[: joint.start()], start), self._piece(joint.group(), start + joint.start())]
-        return [self._piece(word, start)]
+        return self._compound(word, start) or [self._piece(word, start)]
+
+    def _compound(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+        """The parts of "Holztisch"; none unless it is a material and a noun that is known, and not known itself."""
+        if self.language not in _MATERIALS or (fold(word),) in self._phrases:
+            return []
+        for material, look in _MATERIALS[self.language].items():
+            noun = word[len(material) :]
+            meanings = self._phrases.get((fold(noun),), ())
+            if word.lower().startswith(material) and any(m.kind in ("thing", "background") for m in meanings):
+                return [(look, fold(look), start, start + len(material)), self._piece(noun, start + len(material))]
+        return []
 
     @staticmethod
     def _piece(word: str, start: int) -> tuple[str, str, int, int]:
@@ -265,9 +318,10 @@ class Phrasebook:
             # A noun's own stem may be shorter than it, and what is left of its case is the noun.
             lookups = ((self._phrases, whole), (self._phrases, (*whole[:-1], stems[length - 1])))
             for table, key in (*lookups, (self._stems, tuple(stems[:length]))):
-                meanings = [m for m in table.get(key, ()) if key == whole or not self._is_fixed(m)]
+                is_exact = key == whole and table is self._phrases
+                meanings = [m for m in table.get(key, ()) if is_exact or self._is_form(pieces[:length], m, key)]
                 if meanings and not self._ends_in_relation(words, length):
-                    return length, tuple(meanings), key == whole
+                    return length, tuple(meanings), is_exact
         return 0, (), False
 
     def _ends_in_relation(self, words: Sequence[str], length: int) -> bool:

@@ -117,7 +117,9 @@ def _of_matches(matches: Sequence[Match]) -> list[tuple[int, int]]:
                 result += [(_IDS[token], -1)] if token else []
             elif meaning == _ZERO:
                 result.append((_IDS["no"], -1))
-            elif token_id := _IDS.get(f"{meaning.kind} {meaning.value}"):  # none for a number above twelve
+            elif token_id := _IDS.get(
+                f"{meaning.kind.replace('adverb', 'relation')} {meaning.value}"
+            ):  # none for a number above twelve
                 result.append((token_id, -1))
             break
     return result
@@ -130,6 +132,7 @@ _PRIORITY: Final = {
     "size": 2,
     "look": 3,
     "relation": 4,
+    "adverb": 4,
     "place": 5,
     "background": 6,
     "thing": 7,

@@ -25,6 +25,8 @@ class Cursor(Sketch):
     ) -> None:
         super().__init__(book, texts, neighbour)
         self.matches, self.position = matches, 0
+        self.undrawn_at = -1
+        """Where the last noun is that is no group: a background, or what has no drawing."""
 
     def next_matches(self) -> Sequence[Match]:
         """The phrases after the cursor."""
@@ -54,6 +56,15 @@ class Cursor(Sketch):
                 return False
         return False
 
+    def thing_follows(self) -> bool:
+        """Whether a thing comes before the next comma, joint or background."""
+        for match in self.next_matches():
+            if match.of("thing"):
+                return True
+            if match.of("background") or ((word := match.of("word")) and word.value != "ignore"):
+                return False
+        return False
+
     def group_follows_soon(self) -> bool:
         """Whether a noun comes next, adjectives and particles aside."""
         for match in self.next_matches():
@@ -63,6 +74,33 @@ class Cursor(Sketch):
             if not (match.of("look") or match.of("size") or (word and word.value == "ignore")):
                 return False
         return False
+
+    def end_at_undrawn(self) -> None:
+        """Remember that what stands here is no group: what follows is not about the group before it."""
+        self.undrawn_at, self.is_separated = self.position, True
+        if self.groups:
+            at = self.relation[1] if self.relation and self.relation[1] >= 0 else len(self.groups) - 1
+            self.groups[at].is_settled = True
+
+    def follows_undrawn(self) -> bool:
+        """Whether the last noun is no group, adjectives and particles after it aside."""
+        between = self.matches[self.undrawn_at + 1 : self.position]
+        return self.undrawn_at >= 0 and all(
+            match.of("look") or match.of("size") or ((word := match.of("word")) and word.value == "ignore")
+            for match in between
+        )
+
+    def is_scene_before(self) -> bool:
+        """Whether the last noun that is no group is a background, not what one stands in for."""
+        background = self.matches[self.undrawn_at].of("background")
+        return background is not None and not background.is_stand_in
+
+    def is_about_undrawn(self, match: Match) -> bool:
+        """Whether an adjective is about a noun before it that is no group; it goes with it."""
+        if self.book.adjectives == "before" or not self.follows_undrawn() or self.noun_follows():
+            return False
+        self.left_out += [match.text] if self.is_scene_before() else []
+        return True
 
     def another_follows(self) -> bool:
         """Whether "and" comes next, and a noun after it."""

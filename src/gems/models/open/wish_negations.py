@@ -45,7 +45,8 @@ class Negations(Cursor):
             self.left_out += [match.text] if self.waiting.is_empty else []
             return
         self.after_absent = ""
-        self.said_with, self.said_and = value == "with", match.text != ","
+        self.said_comma = match.text == ","
+        self.said_with, self.said_and = value == "with", not self.said_comma
         self.is_separated = True
         if match.text == ",":
             self.relation = None

@@ -14,10 +14,12 @@ from gems.errors import InputError
 from gems.languages import fold
 from gems.models.open.numerals import UNCOUNTABLE
 from gems.models.open.phrasebook import TONGUES, Match, Meaning, Phrasebook, phrasebook
-from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES
+from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES, THINGS
 from gems.models.open.tokens import quoted
-from gems.models.open.wish_negations import Negations, negated_text
-from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Waiting, quantity
+from gems.models.open.wish_bonds import CONTAINERS, PLACING, SUPPORTS, quantity
+from gems.models.open.wish_negations import negated_text
+from gems.models.open.wish_scenery import ABOVE, Scenery
+from gems.models.open.wish_sketch import HINT, Neighbour, Reading
 
 __all__ = ["Reading", "language_of_prompt", "read"]
 
@@ -87,7 +89,7 @@ def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
     return reader.walk()
 
 
-class _Reader(Negations):
+class _Reader(Scenery):
     """The cursor over a prompt's phrases."""
 
     bound = ""
@@ -105,7 +107,7 @@ class _Reader(Negations):
         if meaning is None:
             self._take_unknown(match.text)
             return
-        getattr(self, f"_take_{meaning.kind}")(meaning, match)
+        getattr(self, f"take_{meaning.kind}")(meaning, match)
 
     def _choose(self, match: Match) -> Meaning | None:
         """The meaning that fits where the phrase stands: a look before or after its noun, otherwise a thing."""
@@ -113,6 +115,8 @@ class _Reader(Negations):
             return None
         look, thing = match.of("look"), match.of("thing")
         if look and thing:
+            if self.book.language == "ko" and not match.is_exact:
+                return thing  # 나무에 is "on a tree", 나무 의자 a wooden chair
             return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
         if place and relation:
@@ -129,7 +133,7 @@ class _Reader(Negations):
 
     # --- what each kind of meaning does
 
-    def _take_number(self, meaning: Meaning, match: Match) -> None:
+    def take_number(self, meaning: Meaning, match: Match) -> None:
         if self.waiting.unknown:  # else adjectives wait: Turkish says "small brown a dog"
             self.end_phrase()
         if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
@@ -150,8 +154,8 @@ class _Reader(Negations):
     def _refuse_number(self, text: str) -> None:
         raise InputError(f"{text}: the open models count to twelve, one whole number for each kind of thing; {HINT}")
 
-    def _take_look(self, meaning: Meaning, match: Match) -> None:
-        if self.is_about_nothing(match):
+    def take_look(self, meaning: Meaning, match: Match) -> None:
+        if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
         look = LOOK_NAMES.index(meaning.value)
         if self._belongs_to_last() and not self.groups[-1].look:
@@ -160,8 +164,8 @@ class _Reader(Negations):
             self.left_out += [LOOK_NAMES[self.waiting.look]] if self.waiting.look not in (0, look) else []
             self.waiting.look = look
 
-    def _take_size(self, meaning: Meaning, match: Match) -> None:
-        if self.is_about_nothing(match):
+    def take_size(self, meaning: Meaning, match: Match) -> None:
+        if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
         if self._belongs_to_last() and not self.groups[-1].size:
             self.groups[-1].size = meaning.value
@@ -176,7 +180,7 @@ class _Reader(Negations):
             return True
         return self.book.adjectives != "before" and not self.is_word(-1, "ignore")
 
-    def _take_place(self, meaning: Meaning, match: Match) -> None:
+    def take_place(self, meaning: Meaning, match: Match) -> None:
         self.end_group(match)
         if self.after_absent and self.stood_apart:
             self.left_out.append(match.text)
@@ -188,22 +192,14 @@ class _Reader(Negations):
         else:
             self.waiting.place = meaning.value
 
-    def _take_background(self, meaning: Meaning, match: Match) -> None:
-        if self.negation and not self.waiting.unknown:
-            self.deny(f"{self.negation} {match.text}")
-        if self.waiting.unknown and self.waiting.number not in ("", "1"):
-            self.end_phrase()  # "five waterfalls in a meadow"
-        self.leave_number()
-        self.left_out += self.waiting.unknown
-        self.waiting.unknown = []
-        if self.background not in ("", meaning.value):
-            self.left_out.append(match.text)
-        self.background = self.background or meaning.value
-        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
-
-    def _take_relation(self, meaning: Meaning, match: Match) -> None:
+    def take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
+        if self.book.relations == "after" and self.follows_undrawn() and meaning.value in PLACING:
+            if meaning.value in ABOVE and self.is_scene_before():
+                above = self.waiting if self.thing_follows() or not self.groups else self.groups[-1]
+                above.place = above.place or "top"
+            return
         self.end_group(match)
         if self.after_absent and self.stood_apart:
             self.left_out.append(match.text)
@@ -224,17 +220,18 @@ class _Reader(Negations):
             else:
                 self.relation = (meaning.value, -1 - b)
         else:
-            self.relation = (meaning.value, len(self.groups) - 1)
+            self.relation = (meaning.value, self.subject(meaning.value))
         self.is_separated = True
 
     def _stands_between(self, match: Match) -> bool:
         """Chinese puts places after the second thing, and verbs between the two."""
-        return (
-            self.book.language == "zh"
-            and match.text.lstrip("正在")[:1] in "追跳飞飛拿抱握提举舉穿戴弹彈吃读讀和跟骑騎开駕驾看靠面"
+        relation = match.of("relation")
+        return self.book.language == "zh" and (
+            (relation is not None and relation.value == "holding")
+            or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
         )
 
-    def _take_word(self, meaning: Meaning, match: Match) -> None:
+    def take_word(self, meaning: Meaning, match: Match) -> None:
         match meaning.value:
             case "no" | "not":
                 self.take_no(match)
@@ -253,7 +250,7 @@ class _Reader(Negations):
                 self.left_out.append(f"{self.negation} {match.text}")
                 self.negation = ""
 
-    def _take_thing(self, meaning: Meaning, match: Match) -> None:
+    def take_thing(self, meaning: Meaning, match: Match) -> None:
         thing = INDEX[meaning.value]
         if (
             self.waiting.number == "2"
@@ -261,14 +258,72 @@ class _Reader(Negations):
             and "pair of" in meaning.value
         ):
             self.waiting.number = "1"
-        if self._is_modifier(match):
+        if self._is_modifier(match) or self._is_adjective(meaning) or self._is_ingredient(thing):
             self.left_out.append(match.text)
             return
+        if self._is_sail(thing):
+            self.waiting.unknown.append(match.text)
+            self.end_phrase()
+            return
+        if self.negation and self.waiting.unknown and self.book.language == "zh":  # 没有帆的船
+            self.left_out.append(" ".join((self.negation, *self.waiting.unknown)))
+            self.negation, self.waiting.unknown = "", []
         if meaning.is_stand_in and not self.negation:
             self.stand_ins.append((match.text, meaning.value))
         # In Russian and Polish the genitive of one is often written as the plural.
         is_genitive = self.book.language in ("ru", "pl") and self.relation is not None
-        self.add(thing, plural=meaning.is_plural and not is_genitive)
+        is_asked = not self.negation
+        self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
+        if is_asked and self.relation is None and self._is_locative(match):
+            self._take_locative(THINGS[thing].name)
+
+    def _is_adjective(self, meaning: Meaning) -> bool:
+        """Whether a word for old people is about the noun beside it: "velha árvore", "casa vieja"."""
+        following = next(iter(self.next_matches()), None)
+        before = self.matches[self.position - 1] if self.noun_precedes() else following
+        is_beside = before is not None and before.of("thing") is not None
+        return (
+            self.book.language in ("es", "pt", "it", "fr")
+            and meaning.value in ("old man", "old woman", "elderly person")
+            and is_beside
+        )
+
+    def _is_sail(self, thing: int) -> bool:
+        """Whether the word for a candle means a sail, which has no drawing: "un barco sin velas"."""
+        return (
+            self.book.language in ("es", "pt")
+            and THINGS[thing].name == "candle"
+            and bool(self.groups)
+            and (THINGS[self.groups[-1].thing].kind, THINGS[self.groups[-1].thing].home) == ("vehicle", "water")
+        )
+
+    def _is_ingredient(self, thing: int) -> bool:
+        """Whether a food only says what kind the food before it is: "tarte aux pommes", "zumo de naranja"."""
+        return (
+            self.book.language in ("es", "pt", "it", "fr")
+            and self.noun_precedes()
+            and self.is_word(-1, "ignore")
+            and all(THINGS[index].kind in ("food", "drink") for index in (thing, self.groups[-1].thing))
+        )
+
+    def _is_locative(self, match: Match) -> bool:
+        """Whether a noun's ending or particle says that something is there: "Vazoda", 花瓶に, 꽃병에."""
+        following = next(iter(self.next_matches()), None)
+        match self.book.language:
+            case "ja":
+                return following is not None and following.text in ("に", "には")
+            case "ko":
+                return match.text.endswith(("에", "에는"))
+            case "tr":
+                return not match.is_exact and match.text.endswith(
+                    ("da", "de", "ta", "te", "daki", "deki", "taki", "teki")
+                )
+        return False
+
+    def _take_locative(self, name: str) -> None:
+        relation = "in" if name in CONTAINERS else "on" if name in SUPPORTS else ""
+        if relation:
+            self.relation = (relation, -len(self.groups))
 
     def _is_modifier(self, match: Match) -> bool:
         """Whether a noun only says what kind of thing the next noun is: "toy cars"."""

@@ -16,10 +16,11 @@ from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
 from gems.models.open.things import INDEX, LOOK_NAMES, THINGS
-from gems.models.open.wish import Group, Relation, Wish
+from gems.models.open.wish import Relation, Wish
+from gems.models.open.wish_bonds import Bonds, Draft, quantity
 from gems.models.pocket.vocabulary import with_near_words
 
-__all__ = ["HINT", "Draft", "Neighbour", "Reading", "Sketch", "Waiting", "quantity"]
+__all__ = ["HINT", "Neighbour", "Reading", "Sketch", "Waiting"]
 
 MAX_GROUPS: Final = 5
 
@@ -59,25 +60,6 @@ def _a(name: str) -> str:
 
 
 @dataclass
-class Draft:
-    """A group that is being read, and whether its number was said."""
-
-    thing: int
-    count: int = 1
-    more: bool = False
-    look: int = 0
-    size: str = ""
-    place: str = ""
-    text: str = ""
-    is_joined: bool = False
-    """Whether an "and" joins it to the group before it."""
-
-    def group(self) -> Group:
-        """The group, once it is complete."""
-        return Group(self.thing, self.count, self.more, self.look, self.size, self.place, self.text)
-
-
-@dataclass
 class Waiting:
     """What was read before its noun."""
 
@@ -98,7 +80,7 @@ class Waiting:
         return Draft(thing, count, more, self.look, self.size, self.place)
 
 
-class Sketch:
+class Sketch(Bonds):
     """A wish that grows as its prompt is read: its groups, and what was read before its noun.
 
     Args:
@@ -108,12 +90,10 @@ class Sketch:
     """
 
     def __init__(self, book: Phrasebook, texts: list[str], neighbour: Neighbour | None) -> None:
+        super().__init__()
         self.book, self.texts, self.neighbour = book, texts, neighbour
-        self.groups: list[Draft] = []
-        self.relations: list[Relation] = []
         self.background = ""
         self.absent: list[int] = []
-        self.stand_ins: list[tuple[str, str]] = []
         self.missing: list[str] = []
         self.left_out: list[str] = []
         self.waiting = Waiting()
@@ -121,11 +101,6 @@ class Sketch:
         """The last number, as it was written."""
         self.elided: list[Waiting] = []
         """Numbers and looks whose noun is said elsewhere: "a red and a blue car", "two cats, one black, one white"."""
-        self.relation: tuple[str, int] | None = None
-        """A relation, and the group before it. In languages that put relations after their second group, it may be that
-        the first group is still to come: then the number is -1 less the index of the second."""
-        self.leading = ""
-        """A relation before the first group: "behind a tree stands a cat"."""
         self.negation = ""
         """The negation that waits for its noun, as it was written."""
         self.after_absent = ""
@@ -134,7 +109,7 @@ class Sketch:
         """Whether a comma, an "and" or a relation stands between the last group and the cursor."""
         self.is_apart = False
         """Whether an "and" or a comma stands between the last two groups."""
-        self.said_with = self.said_and = False
+        self.said_with = self.said_and = self.said_comma = False
 
     def reading(self) -> Reading:
         """What has been read, at the end of the prompt.
@@ -145,6 +120,7 @@ class Sketch:
         self.end_phrase()
         self.leave_number()
         self.share_out()
+        self.share_relations()
         self.left_out += [self.negation] if self.negation else []
         self._write()
         absent = tuple(dict.fromkeys(self.absent))
@@ -229,16 +205,16 @@ class Sketch:
             name = self.neighbour(words[-1])
         if name is not None:
             self.stand_ins.append((" ".join(words), name))
-            self.add(INDEX[name], plural=_is_plural(words[-1]))
+            self.add(INDEX[name], plural=_is_plural(words[-1]), word=" ".join(words))
         elif self.groups or self.background:
             self.missing.append(" ".join(words))
+            self.end_at_undrawn()
             self.relation, self.waiting, self.said_with = None, Waiting(), False
-            self.is_separated = True
         else:
             things = with_near_words([" ".join(words)], self.book.words_of("thing"))
             raise InputError(f"unknown thing {things}; the open models draw {len(THINGS)} things; {HINT}")
 
-    def add(self, thing: int, *, plural: bool) -> None:
+    def add(self, thing: int, *, plural: bool, word: str) -> None:
         """Begin a group of what waits for its noun."""
         waiting, self.waiting = self.waiting, Waiting()
         self.left_out += waiting.unknown
@@ -252,27 +228,24 @@ class Sketch:
             self._settle_elided(thing, waiting)
         number = waiting.number or ("some" if plural else "1")
         count, more = quantity(number)
-        draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, is_joined=self.said_and)
+        draft = Draft(thing, count, more, waiting.look, waiting.size, waiting.place, "", word)
+        is_joined = self.said_and and not self.said_with
+        draft.is_joined, draft.is_listed = is_joined, self.said_comma
         self.groups.append(draft)
         last = len(self.groups) - 1
         self.is_apart = self.is_separated and self.relation is None
+        shared, self.shared = self.shared, None
         if self.relation is not None:
-            self._join(last)
+            self.join(last)
         elif self.leading and last and not self.said_and:
-            self._relate_to_leading(last)
-        elif self.said_with and last and self._can_hold(last - 1, last):
+            self.relate_to_leading(last)
+        elif self.said_with and last and self.can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
-        self.said_with = self.said_and = False
+        elif shared and is_joined:
+            self.shared = shared
+            self.to_share.append(Relation(shared[0], last, shared[1]))
+        self.said_with = self.said_and = self.said_comma = False
         self.is_separated = False
-
-    def _relate_to_leading(self, last: int) -> None:
-        if self.leading != "between":
-            self.relate(self.leading, last, 0)
-        elif last == 2:
-            self.relations.append(Relation("between", 2, 0, 1))
-        else:
-            return
-        self.leading = ""
 
     def deny(self, text: str) -> None:
         """Refuse a negation of anything but a thing.
@@ -285,39 +258,9 @@ class Sketch:
             f"what it is instead; {HINT}"
         )
 
-    def another_follows(self) -> bool:
-        """Whether "and" and a noun come next; whoever reads knows."""
+    def end_at_undrawn(self) -> None:
+        """Remember that the last noun is no group; whoever reads knows where it is."""
         raise NotImplementedError
-
-    def _join(self, last: int) -> None:
-        assert self.relation is not None
-        name, first = self.relation
-        if name == "between" and first >= 0:
-            if last - first == 2:
-                self.relations.append(Relation("between", first, last - 1, last))
-                self.relation = None
-            elif self.groups[last].count == 2 and not self.another_follows():
-                self.relate("in front of", first, last)
-                self.relation = None
-            return
-        if first < 0:
-            self.relate(name, last, -1 - first)
-        else:
-            self.relate(name, first, last)
-        self.relation = None
-
-    def relate(self, name: str, a: int, b: int) -> None:
-        """Relate two groups, by a relation that so many things can be in."""
-        first, second = self.groups[a], self.groups[b]
-        if name == "around" and (first.count < 3 or second.count > 2):
-            name = "next to"
-        if name in ("on", "in") and first.count > 3 * second.count:
-            name = "on top of" if name == "on" else "next to"
-        self.relations.append(Relation(name, a, b))
-
-    def _can_hold(self, a: int, b: int) -> bool:
-        holder, thing = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]
-        return holder.kind in ("person", "animal") and thing.kind in _HOLDABLE and self.groups[a].count == 1
 
     # --- the end
 
@@ -363,11 +306,6 @@ def _check(wish: Wish, left_out: Sequence[str], book: Phrasebook) -> None:
             raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
 
 
-def quantity(number: str) -> tuple[int, bool]:
-    """A number, or the least number that a vague word means, and whether more are meant as well."""
-    return (int(number), False) if number.isdecimal() else ({"some": 2, "many": 6}[number], True)
-
-
 def _is_plural(word: str) -> bool:
     return word.endswith("s") and not word.endswith(("ss", "us", "is"))
 
@@ -376,5 +314,4 @@ def _is_participle(word: str) -> bool:
     return word.endswith(("ing", "ed", "ly"))
 
 
-_HOLDABLE: Final = ("tool", "thing", "sport", "clothing", "instrument", "food", "drink", "plant")
 _WRITABLE: Final = ("thing", "clothing", "building", "food", "vehicle", "furniture")

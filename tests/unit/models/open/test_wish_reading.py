@@ -12,6 +12,8 @@ from gems.models.open.things import BACKGROUNDS, INDEX, LOOK_NAMES, PLACES, RELA
 from gems.models.open.wish import Group, Wish
 from gems.models.open.wish_reading import read
 
+_THREE_IN_A_BASKET = "a pear, a lemon, an egg in a basket, the pear in the basket, the lemon in the basket"
+
 
 @pytest.mark.parametrize(
     ("prompt", "meaning"),
@@ -25,6 +27,20 @@ from gems.models.open.wish_reading import read
         ("a dog between two cats and a horse", "a dog between two cats and a horse"),
         ("a man with a hat", "a man holding a sun hat"),
         ("a cat with a dog", "a cat, a dog"),
+        ("a big bear", "a big bear"),
+        ("seven tulips in a vase", "seven tulips in a vase"),
+        ("a pear in a plate", "a pear on a plate"),
+        (
+            "a man with a black hat holding a guitar",
+            "a man holding a black sun hat, a guitar, the man holding the guitar",
+        ),
+        ("a dog under a bed holding a bone", "a dog under a bed, a bone, the dog holding the bone"),
+        ("a pear, a lemon and an egg in a basket", _THREE_IN_A_BASKET),
+        ("a dog in a forest and a cat on a couch", "a dog, a cat on a couch, in a forest"),
+        ("a man in a red coat", "a man holding a red coat"),
+        ("a woman in the rain", "a woman, a rain cloud"),
+        ("a house with a tree next to it", "a house, a tree, the tree next to the house"),
+        ("a bird flying over the sea", "a bird at the top, on the sea"),
         ("two red flowers and three white flowers", "two red flowers, three white flowers"),
         ("a beach without people", "on the sea, without people"),
         ("some sheep and many birds in a field", "some sheep, many birds, in a meadow"),
@@ -59,6 +75,37 @@ def test_what_is_drawn_as_something_else_or_not_at_all_is_told() -> None:
     assert terse(corgi.wish) == "a dog"
     assert corgi.stand_ins == (("corgi", "dog"),)
     assert corgi.notes == ("'corgi' is drawn as a dog", "not drawn: waterfall", "left out: ornate")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning", "note"),
+    [
+        ("a pear on an old green table", "a pear, in a room", "'old table' is drawn as a room"),
+        ("three desks", "in a room", "'desks' is drawn as a room"),
+        ("a pear on a wall at sunset", "a pear, at sunset", "not drawn: wall"),
+        ("a cat without a table", "a cat", "left out: without table"),
+        ("un chien blanc sous une table rouge", "a white dog, in a room", "'table' is drawn as a room"),
+        ("un lapin dans une forêt verte", "a rabbit, in a forest", "left out: verte"),
+        ("una mesa de madera con un gato", "a cat, in a room", "'mesa' is drawn as a room"),
+        ("ein Hund neben einem Holztisch", "a dog, in a room", "'tisch' is drawn as a room"),
+        ("een rode lamp", "a red light bulb", "'lamp' is drawn as a light bulb"),
+        ("la lámpara azul", "a blue light bulb", "'lámpara' is drawn as a light bulb"),
+        ("ein Ritter", "a guard", "'Ritter' is drawn as a guard"),
+        ("una zuppa e un cavaliere", "a bowl of soup, a guard", "'cavaliere' is drawn as a guard"),
+        ("два куста", "two trees", "'куста' is drawn as a tree"),
+        ("黒い椅子とランプ", "a black chair, a light bulb", "'ランプ' is drawn as a light bulb"),
+        ("a pear in a bowl", "a pear in a bowl of soup", "'bowl' is drawn as a bowl of soup"),
+        ("ein Haus mit einem Dach", "a house", "not drawn: Dach"),
+        ("tres gatos sobre un tejado de noche", "three cats, at night", "not drawn: tejado"),
+        ("un barco con velas", "a ship", "not drawn: velas"),
+        ("una macchina parcheggiata", "a car", "left out: parcheggiata"),
+    ],
+)
+def test_what_has_no_drawing_is_told_and_takes_its_looks_and_relations_along(
+    prompt: str, meaning: str, note: str
+) -> None:
+    reading = read(prompt)
+    assert (terse(reading.wish), reading.notes) == (meaning, (note,))
 
 
 def test_an_unknown_noun_is_drawn_as_its_nearest_neighbour() -> None:

@@ -1,0 +1,187 @@
+"""How the groups of a wish stand to each other, while its prompt is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from gems.models.open.things import THINGS
+from gems.models.open.wish import Group, Relation
+
+__all__ = ["CONTAINERS", "PLACING", "SUPPORTS", "Bonds", "Draft", "quantity"]
+
+
+def quantity(number: str) -> tuple[int, bool]:
+    """A number, or the least number that a vague word means, and whether more are meant as well."""
+    return (int(number), False) if number.isdecimal() else ({"some": 2, "many": 6}[number], True)
+
+
+@dataclass
+class Draft:
+    """A group that is being read, and whether its number was said."""
+
+    thing: int
+    count: int = 1
+    more: bool = False
+    look: int = 0
+    size: str = ""
+    place: str = ""
+    text: str = ""
+    word: str = ""
+    """How the thing was named."""
+    is_joined: bool = False
+    """Whether an "and" joins it to the group before it."""
+    is_listed: bool = False
+    """Whether a comma does."""
+    is_settled: bool = False
+    """Whether it was said to stand at something that is no group."""
+
+    def group(self) -> Group:
+        """The group, once it is complete."""
+        return Group(self.thing, self.count, self.more, self.look, self.size, self.place, self.text)
+
+
+class Bonds:
+    """The groups so far, their relations, and the relation that waits for its second group."""
+
+    def __init__(self) -> None:
+        self.groups: list[Draft] = []
+        self.relations: list[Relation] = []
+        self.stand_ins: list[tuple[str, str]] = []
+        self.relation: tuple[str, int] | None = None
+        """A relation, and the group before it. In languages that put relations after their second group, it may be that
+        the first group is still to come: then the number is -1 less the index of the second."""
+        self.leading = ""
+        """A relation before the first group: "behind a tree stands a cat"."""
+        self.shared: tuple[str, int] | None = None
+        """The relation of the last group to one before it, which an "and" may give to the next group too."""
+        self.to_share: list[Relation] = []
+        """Relations that an "and" gave to a group, unless it turns out to have one of its own."""
+
+    def another_follows(self) -> bool:
+        """Whether "and" and a noun come next; whoever reads knows."""
+        raise NotImplementedError
+
+    def relate_to_leading(self, last: int) -> None:
+        """Relate the last group by the relation before the first one."""
+        if self.leading != "between":
+            self.relate(self.leading, last, 0)
+            self.shared = (self.leading, 0)
+        elif last == 2:
+            self.relations.append(Relation("between", 2, 0, 1))
+        else:
+            return
+        self.leading = ""
+
+    def join(self, last: int) -> None:
+        """Relate the last group by the relation that waits for it."""
+        assert self.relation is not None
+        name, first = self.relation
+        if name == "between" and first >= 0:
+            if last - first == 2:
+                self.relations.append(Relation("between", first, last - 1, last))
+                self.relation = None
+            elif self.groups[last].count == 2 and not self.another_follows():
+                self.relate("in front of", first, last)
+                self.relation = None
+            return
+        if first < 0:
+            self.relate(name, last, -1 - first)
+            self.shared = (name, -1 - first)
+        else:
+            for index in (*self._joined_to(first, name), first):
+                self.relate(name, index, last)
+        self.relation = None
+
+    def _joined_to(self, index: int, name: str) -> list[int]:
+        """The groups that stand where a group does: of "a dog, a cat and a mouse on a couch", the dog and the cat."""
+        result: list[int] = []
+        related = {k for r in self.relations for k in (r.a, r.b, r.c)}
+        is_list = name in PLACING and index not in related and not self.groups[index].is_settled
+        while is_list and index > 0 and (self.groups[index].is_joined or (result and self.groups[index].is_listed)):
+            index -= 1
+            is_list = index not in related and not (self.groups[index].place or self.groups[index].is_settled)
+            result[:0] = [index] if is_list else []
+        return result
+
+    def share_relations(self) -> None:
+        """Give the groups that an "and" joins to a related one its relation, but for those with one of their own."""
+        for relation in self.to_share:
+            own = {k for r in self.relations if r.name in PLACING for k in (r.a, r.b, r.c)}
+            is_free = max(relation.a, relation.b) < len(self.groups) and relation.a not in own
+            if relation.name in PLACING and is_free and not self.groups[relation.a].place:
+                self.relate(relation.name, relation.a, relation.b)
+
+    def subject(self, name: str) -> int:
+        """The group that a relation begins with: the last, unless only who holds it, or what it is of, can do that."""
+        last = len(self.groups) - 1
+        before = {r.b: r for r in self.relations if r.c < 0}
+        if name in _DOING:
+            index = last
+            while not self._is_alive(index) and index in before:
+                index = before[index].a
+            return index if self._is_alive(index) else last
+        is_held = last in before and before[last].name == "holding"
+        is_worn = THINGS[self.groups[last].thing].kind == "clothing"
+        return before[last].a if is_held and name in PLACING and (is_worn or name != "in") else last
+
+    def head(self, index: int) -> int:
+        """What a group was said of: of "a castle on a mountain", the castle."""
+        while relation := next((r for r in self.relations if r.b == index and r.a < index), None):
+            index = relation.a
+        return index
+
+    def _is_alive(self, index: int) -> bool:
+        return THINGS[self.groups[index].thing].kind in ("person", "animal")
+
+    def relate(self, name: str, a: int, b: int) -> None:
+        """Relate two groups, by a relation that so many things can be in."""
+        first, second = self.groups[a], self.groups[b]
+        if name == "around" and (first.count < 3 or second.count > 2):
+            name = "next to"
+        if name in ("in", "under") and THINGS[second.thing].name in _WEATHER:
+            return  # "in the rain"
+        if name == "in" and THINGS[second.thing].kind == "clothing" and self._is_alive(a):
+            name = "holding"  # "a girl in a red dress"
+        if name == "in" and THINGS[second.thing].name in SUPPORTS:
+            name = "on"  # "en un plato"
+        if name == "on" and first.count > 3 * second.count:
+            name = "on top of"
+        if name == "in" and THINGS[second.thing].name in _FULL:  # an apple in a bowl is not in the soup
+            self.stand_ins.append((second.word, THINGS[second.thing].name))
+        self.relations.append(Relation(name, a, b))
+
+    def can_hold(self, a: int, b: int) -> bool:
+        """Whether one group is somebody, and another something to hold."""
+        holder, thing = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]
+        return holder.kind in ("person", "animal") and thing.kind in _HOLDABLE and self.groups[a].count == 1
+
+
+PLACING: Final = (
+    *("to the left of", "to the right of", "in front of", "behind", "under", "on top of", "next to"),
+    *("on", "flying over", "in"),
+)
+"""The relations that say where a thing is, not what it does."""
+_DOING: Final = ("chasing", "jumping over", "playing with", "holding")
+CONTAINERS: Final = (
+    *("amphora", "jar", "basket", "bucket", "package", "gift box", "bowl of soup", "cup of coffee", "glass of milk"),
+    *(
+        "nest",
+        "treasure chest",
+        "bathtub",
+        "shopping cart",
+        "potted plant",
+        "backpack",
+        "suitcase",
+        "handbag",
+        "barrel",
+    ),
+    *("stew", "wine glass", "toolbox", "takeout box", "wastebasket", "tent", "house", "hut", "car"),
+)
+"""Where things are in, if a language only says that they are there."""
+SUPPORTS: Final = ("plate", "chair", "couch", "bed", "mountain", "snowy mountain", "horse", "bicycle", "motorcycle")
+"""What things are on, whether a language says that they are in it, on it or there."""
+_WEATHER: Final = ("rain cloud", "snow cloud", "storm cloud", "sun")
+_FULL: Final = ("bowl of soup", "stew", "potted plant", "cup of coffee", "glass of milk", "wine glass")
+"""Drawings of containers that something is in already."""
+_HOLDABLE: Final = ("tool", "thing", "sport", "clothing", "instrument", "food", "drink", "plant")

@@ -1,0 +1,77 @@
+"""The backgrounds of prompts, and the tables and walls that a background stands in for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gems.models.open.phrasebook import Match, Meaning
+from gems.models.open.things import LOOK_NAMES
+from gems.models.open.wish_negations import Negations
+from gems.models.open.wish_sketch import Waiting
+
+__all__ = ["ABOVE", "Scenery"]
+
+
+class Scenery(Negations):
+    """A cursor that knows where things are."""
+
+    def take_background(self, meaning: Meaning, match: Match) -> None:
+        """Read a background, or what one stands in for."""
+        if self.negation and meaning.is_stand_in:  # what has no drawing is not drawn anyway
+            self.left_out.append(" ".join((self.negation, *self.waiting.unknown, match.text)))
+            self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
+            return
+        if self.negation and not self.waiting.unknown:
+            self.deny(f"{self.negation} {match.text}")
+        is_told_apart = self.waiting.number not in ("", "1") or (self.relation and self._begins_anew(meaning))
+        is_part_of_name = meaning.is_stand_in and " " not in match.text and self.book.adjectives != "after"
+        if self.waiting.unknown and is_told_apart and not is_part_of_name:  # but for "two dining tables"
+            self.end_phrase()  # "five waterfalls in a meadow", "a cat on a roof at night"
+        if meaning.is_stand_in:
+            self._furnish(meaning, match)
+        else:
+            self._set_scene(meaning, match)
+        self.end_at_undrawn()
+        self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
+
+    def take_adverb(self, meaning: Meaning, match: Match) -> None:
+        """Read a relation to what was named before: "a dragon above it", "daneben ein Hund"."""
+        self.end_group(match)
+        if not self.groups:
+            self.left_out.append(match.text)
+        elif self.thing_follows():
+            self.relation = (meaning.value, -1 - self.head(len(self.groups) - 1))
+            self.is_separated = True
+        elif len(self.groups) > 1 and not any(len(self.groups) - 1 in (r.a, r.b) for r in self.relations):
+            self.relate(meaning.value, len(self.groups) - 1, self.head(len(self.groups) - 2))
+        else:
+            self.left_out.append(match.text)
+
+    def _begins_anew(self, meaning: Meaning) -> bool:
+        """Whether no unknown adjective of a background stands before it, and an unknown word there is a noun."""
+        return meaning.value in ("night", "sunset") or self.book.adjectives == "after"
+
+    def _set_scene(self, meaning: Meaning, match: Match) -> None:
+        self.leave_number()
+        self.left_out += self.waiting.unknown
+        if self.waiting.look:
+            self.left_out.append(LOOK_NAMES[self.waiting.look])
+        self.waiting.unknown = []
+        if self.background not in ("", meaning.value):
+            self.left_out.append(match.text)
+        self.background = self.background or meaning.value
+        if self.relation and self.relation[0] in ABOVE and self.relation[1] >= 0:
+            self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"
+
+    def _furnish(self, meaning: Meaning, match: Match) -> None:
+        """A table or wall has no drawing: its room stands in for it. Its number, looks and relations go with it."""
+        text = " ".join((*self.waiting.unknown, match.text))
+        later = [background for following in self.next_matches() if (background := following.of("background"))]
+        if self.background in ("", meaning.value) and all(background.is_stand_in for background in later):
+            self.stand_ins.append((text, meaning.value))
+            self.background = meaning.value
+        else:
+            self.missing.append(text)
+
+
+ABOVE: Final = ("flying over", "on top of")
