@@ -80,7 +80,7 @@ def test_the_login_of_the_environments_generator_is_printed_nowhere(tmp_path: Pa
 
 def test_what_the_environment_names_is_the_operators_word(tmp_path: Path) -> None:
     """A graph that is built without settings uses code and addresses that the environment names, and no others."""
-    (tmp_path / "own.py").write_text("def make():\n    open('ran', 'w').close()\n", encoding="utf-8")
+    (tmp_path / "own.py").write_text("def make(options):\n    open('ran', 'w').close()\n", encoding="utf-8")
     script = "from gems import build_graph; build_graph().invoke({'prompt': 'a dog'}, context={'max_rounds': 1})"
     variables = {"GEMS_MLLM": "python:own:make", "GEMS_GENERATOR": "", "PYTHONPATH": str(tmp_path)}
     run([sys.executable, "-c", script], cwd=tmp_path, env=environment(tmp_path, **variables))

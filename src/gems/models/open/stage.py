@@ -280,7 +280,7 @@ class _Stage:
                 sizes[relation.b] = min(0.5, max(sizes[relation.b], 1.5 * sizes[relation.a]))
                 sizes[relation.a] = min(sizes[relation.a], 0.62 * sizes[relation.b])
             if relation.name == "holding" and not self.wish.groups[relation.b].size:
-                sizes[relation.b] = min(sizes[relation.b], 0.6 * sizes[relation.a])
+                sizes[relation.b] = max(0.065, min(sizes[relation.b], 0.6 * sizes[relation.a]))
         return sizes
 
     def _place(self, index: int) -> bool:

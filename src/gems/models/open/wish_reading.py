@@ -19,7 +19,7 @@ from gems.models.open.tokens import quoted
 from gems.models.open.wish_bonds import CONTAINERS, PLACING, SUPPORTS, quantity
 from gems.models.open.wish_negations import negated_text
 from gems.models.open.wish_scenery import ABOVE, Scenery
-from gems.models.open.wish_sketch import HINT, Neighbour, Reading
+from gems.models.open.wish_sketch import HINT, Neighbour, Reading, in_short
 
 __all__ = ["Reading", "language_of_prompt", "read"]
 
@@ -84,7 +84,7 @@ def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
     bare, texts = quoted(prompt)
     book = language_of_prompt(bare)
     if text := negated_text(bare, book):
-        raise InputError(f"{text!r} before a text: the open models cannot keep a text away; {HINT}")
+        raise InputError(f"{in_short(text)!r} before a text: the open models cannot keep a text away; {HINT}")
     reader = _Reader(book, book.matches(bare), texts, neighbour if book.language == "en" else None)
     return reader.walk()
 
@@ -152,7 +152,9 @@ class _Reader(Scenery):
         self.waiting.number, self.number_text = meaning.value, fold(match.text)
 
     def _refuse_number(self, text: str) -> None:
-        raise InputError(f"{text}: the open models count to twelve, one whole number for each kind of thing; {HINT}")
+        raise InputError(
+            f"{in_short(text)}: the open models count to twelve, one whole number for each kind of thing; {HINT}"
+        )
 
     def take_look(self, meaning: Meaning, match: Match) -> None:
         if self.is_about_nothing(match) or self.is_about_undrawn(match):

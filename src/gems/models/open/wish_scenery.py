@@ -58,7 +58,7 @@ class Scenery(Negations):
             self.left_out.append(LOOK_NAMES[self.waiting.look])
         self.waiting.unknown = []
         if self.background not in ("", meaning.value):
-            self.left_out.append(match.text)
+            self.missing.append(match.text)  # there is only one
         self.background = self.background or meaning.value
         if self.relation and self.relation[0] in ABOVE and self.relation[1] >= 0:
             self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"

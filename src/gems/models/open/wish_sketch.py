@@ -20,7 +20,7 @@ from gems.models.open.wish import Relation, Wish
 from gems.models.open.wish_bonds import Bonds, Draft, quantity
 from gems.models.pocket.vocabulary import with_near_words
 
-__all__ = ["HINT", "Neighbour", "Reading", "Sketch", "Waiting"]
+__all__ = ["HINT", "Neighbour", "Reading", "Sketch", "Waiting", "in_short"]
 
 MAX_GROUPS: Final = 5
 
@@ -53,6 +53,14 @@ class Reading(NamedTuple):
         stand_ins = [f"{word!r} is drawn as {_a(name)}" for word, name in self.stand_ins]
         missing = [f"not drawn: {', '.join(self.missing)}"] if self.missing else []
         return (*stand_ins, *missing, *([f"left out: {', '.join(self.left_out)}"] if self.left_out else []))
+
+
+def in_short(text: str) -> str:
+    """A user's words as an error quotes them: no longer than a line."""
+    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
+
+
+_LONGEST_QUOTE: Final = 120
 
 
 def _a(name: str) -> str:
@@ -123,11 +131,30 @@ class Sketch(Bonds):
         self.share_relations()
         self.left_out += [self.negation] if self.negation else []
         self._write()
+        self._join_mentions()
         absent = tuple(dict.fromkeys(self.absent))
         wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
         _check(wish, self.left_out, self.book)
         left_out, missing = (tuple(dict.fromkeys(words)) for words in (self.left_out, self.missing))
         return Reading(wish, tuple(self.stand_ins), missing, left_out, self.book.language)
+
+    def _join_mentions(self) -> None:
+        """A thing that is named once in each of two relations is one: "a cat on a chair, a lamp behind the chair"."""
+        for later in range(len(self.groups) - 1, 0, -1):
+            group = self.groups[later]
+            earlier = next((k for k in range(later) if _is_mention(group, self.groups[k])), None)
+            if earlier is None or not (self._is_related(later) and self._is_related(earlier)):
+                continue
+            places = [earlier if k == later else k - (k > later) for k in range(len(self.groups))]
+            moved = [
+                replace(r, a=places[r.a], b=places[r.b], c=places[r.c] if r.c >= 0 else -1) for r in self.relations
+            ]
+            if all(len({r.a, r.b, r.c}) == 3 for r in moved):
+                del self.groups[later]
+                self.relations = moved
+
+    def _is_related(self, index: int) -> bool:
+        return any(index in (r.a, r.b, r.c) for r in self.relations)
 
     def end_phrase(self) -> None:
         """Settle words that no table has: a noun, if something waits for one; otherwise they are left out."""
@@ -212,7 +239,7 @@ class Sketch(Bonds):
             self.relation, self.waiting, self.said_with = None, Waiting(), False
         else:
             things = with_near_words([" ".join(words)], self.book.words_of("thing"))
-            raise InputError(f"unknown thing {things}; the open models draw {len(THINGS)} things; {HINT}")
+            raise InputError(f"unknown thing {in_short(things)}; the open models draw {len(THINGS)} things; {HINT}")
 
     def add(self, thing: int, *, plural: bool, word: str) -> None:
         """Begin a group of what waits for its noun."""
@@ -254,8 +281,8 @@ class Sketch(Bonds):
             InputError: Always.
         """
         raise InputError(
-            f"{text!r}: the open models can leave out things, but no look, size, place, relation or background; say "
-            f"what it is instead; {HINT}"
+            f"{in_short(text)!r}: the open models can leave out things, but no look, size, place, relation or "
+            f"background; say what it is instead; {HINT}"
         )
 
     def end_at_undrawn(self) -> None:
@@ -272,7 +299,9 @@ class Sketch(Bonds):
         if not text or len(self.texts) > 1:
             raise InputError(f"the open models write one text of Latin letters and digits; {HINT}")
         if len(self.texts[0].strip()) > 16:
-            raise InputError(f"the text {self.texts[0]!r} is too long: the open models write up to 16 letters; {HINT}")
+            raise InputError(
+                f"the text {in_short(self.texts[0])!r} is too long: the open models write up to 16 letters; {HINT}"
+            )
         carrier = next((g for g in self.groups if THINGS[g.thing].name in CARRIERS), None)
         if (
             carrier is None
@@ -291,7 +320,7 @@ def _check(wish: Wish, left_out: Sequence[str], book: Phrasebook) -> None:
     """Refuse a wish for nothing, for too much, or one that contradicts itself."""
     if not wish.groups and not wish.background:
         words = with_near_words(left_out[:3], book.words_of("thing")) or "nothing"
-        raise InputError(f"the prompt names no thing that the open models can draw ({words}); {HINT}")
+        raise InputError(f"the prompt names no thing that the open models can draw ({in_short(words)}); {HINT}")
     if len(wish.groups) > MAX_GROUPS:
         raise InputError(f"{len(wish.groups)} groups of things; the open models draw at most {MAX_GROUPS}")
     if sum(group.count for group in wish.groups) > MAX_THINGS:
@@ -304,6 +333,12 @@ def _check(wish: Wish, left_out: Sequence[str], book: Phrasebook) -> None:
             )
         if group.thing in wish.absent:
             raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
+
+
+def _is_mention(group: Draft, earlier: Draft) -> bool:
+    """Whether a group can be an earlier one once more: it says nothing that is not said of that."""
+    own = (group.count, group.more, group.look or earlier.look, group.size, group.place, group.text)
+    return group.thing == earlier.thing and own == (1, False, earlier.look, "", "", "") and earlier.count == 1
 
 
 def _is_plural(word: str) -> bool:

@@ -172,3 +172,29 @@ def test_every_english_noun_is_read_as_itself() -> None:
 def test_a_prompt_is_read_once() -> None:
     prompt = "vier rote Hunde und eine Katze"
     assert read(prompt) is read(prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning"),
+    [
+        ("a guitar under a chair, a drum to the left of the chair", "a guitar under a chair, a drum"),
+        ("please draw a picture of my three happy dogs", "three dogs"),
+        ("meine drei Hunde", "three dogs"),
+        ("mes deux chats noirs", "two black cats"),
+        ("我的两只狗", "two dogs"),
+    ],
+)
+def test_a_thing_is_one_however_it_is_mentioned(prompt: str, meaning: str) -> None:
+    assert terse(read(prompt).wish).startswith(meaning)
+
+
+def test_a_second_background_is_missed() -> None:
+    reading = read("a white sailboat on the sea at sunset")
+    assert (reading.wish.background, reading.missing) == ("sea", ("at sunset",))
+
+
+@pytest.mark.parametrize("prompt", ["9" * 4000, "x" * 4000, f'a cat without "{"y" * 50}"'])
+def test_errors_quote_no_more_than_a_line(prompt: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        read(prompt)
+    assert len(str(refusal.value)) < 400
