@@ -103,11 +103,10 @@ class _Reader(Scenery):
         return self.reading()
 
     def _take(self, match: Match) -> None:
-        meaning = self._choose(match)
-        if meaning is None:
+        if meaning := self._choose(match):
+            getattr(self, f"take_{meaning.kind}")(meaning, match)
+        else:
             self._take_unknown(match.text)
-            return
-        getattr(self, f"take_{meaning.kind}")(meaning, match)
 
     def _choose(self, match: Match) -> Meaning | None:
         """The meaning that fits where the phrase stands: a look before or after its noun, otherwise a thing."""
@@ -143,8 +142,7 @@ class _Reader(Scenery):
             self.deny_last() if follows_noun else self.deny_next(match.text)
             return
         if follows_noun and self.book.language in _COUNTING_AFTER:
-            draft = self.groups[-1]
-            draft.count, draft.more = quantity(meaning.value)
+            self.groups[-1].count, self.groups[-1].more = quantity(meaning.value)
             return
         earlier, is_definite = self.waiting.number, meaning.value.isdecimal()
         if earlier.isdecimal() and is_definite and (earlier != "1" or self.is_word(-1, "or")):

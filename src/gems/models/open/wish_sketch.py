@@ -146,12 +146,12 @@ class Sketch(Bonds):
             if earlier is None or not (self._is_related(later) and self._is_related(earlier)):
                 continue
             places = [earlier if k == later else k - (k > later) for k in range(len(self.groups))]
-            moved = [
+            relations = [
                 replace(r, a=places[r.a], b=places[r.b], c=places[r.c] if r.c >= 0 else -1) for r in self.relations
             ]
-            if all(len({r.a, r.b, r.c}) == 3 for r in moved):
+            if all(len({r.a, r.b, r.c}) == 3 for r in relations):
                 del self.groups[later]
-                self.relations = moved
+                self.relations = relations
 
     def _is_related(self, index: int) -> bool:
         return any(index in (r.a, r.b, r.c) for r in self.relations)
