@@ -91,7 +91,6 @@ def drawing_of(state: GemsState) -> list[Send]:
             requirements=state["requirements"],
             checks=state.get("checks") or [],
             usage=state["usage"],
-            errors=state["errors"],
         )
         for place, proposal in enumerate(proposals)
     ]

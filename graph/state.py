@@ -322,6 +322,11 @@ def _merged(attempts: Sequence[Attempt], newer: Sequence[Attempt | Mapping[str, 
     return [merged[place] for place in sorted(merged)]
 
 
+def _told_once(earlier: Sequence[str], newer: Sequence[str]) -> list[str]:
+    """The notes with new ones; each is there once in a run, whichever tasks and rounds hand it in."""
+    return [*dict.fromkeys([*earlier, *newer])]
+
+
 def _latest(_: int, newer: int) -> int:
     """The number of the round, which each of the tasks that draw it hands in."""
     return newer
@@ -404,7 +409,9 @@ class GemsOutput(TypedDict, total=False):
     usage: Usage
     """What the run spent."""
     errors: list[str]
-    """Failures that the run worked around, or that ended it, and what models note for the user, one line each."""
+    """Failures that the run worked around, or that ended it, one line each."""
+    notes: list[str]
+    """What models have the user know although nothing failed, such as what of the prompt they left out, a line each."""
     turns: list[Turn]
     """The earlier prompts that the run was given."""
 
@@ -412,8 +419,8 @@ class GemsOutput(TypedDict, total=False):
 class GemsState(GemsOutput, total=False):
     """Everything that a run knows. A node returns the keys that it changes.
 
-    Only ``attempts``, ``round``, ``refused``, ``undrawn``, ``planning``, ``messages``, ``usage`` and ``errors`` have
-    reducers: several nodes contribute to them. What replaces one of them whole is an ``Overwrite``.
+    Only ``attempts``, ``round``, ``refused``, ``undrawn``, ``planning``, ``messages``, ``usage``, ``errors`` and
+    ``notes`` have reducers: several nodes contribute to them. What replaces one of them whole is an ``Overwrite``.
     """
 
     schema: int
@@ -456,6 +463,7 @@ class GemsState(GemsOutput, total=False):
     """For people who watch in Studio: the prompt, and a small picture of each attempt if thumbnails are on."""
     usage: Annotated[Usage, operator.add]
     errors: Annotated[list[str], operator.add]
+    notes: Annotated[list[str], _told_once]
     draft: str
     """The prompt to draw, in checkpoints from before there were ``proposals``; not written any more."""
     strategy: Strategy
@@ -478,7 +486,6 @@ class Assignment(TypedDict):
     requirements: list[Requirement]
     checks: list[Requirement]
     usage: Usage
-    errors: list[str]
 
 
 def proposals_of(state: GemsState) -> list[Proposal]:

@@ -115,7 +115,7 @@ def _message_of(result: Any) -> tuple[str, GemsOutput]:
         "score": round(result["score"], 3),
         "did_not_pass": [questions[v.requirement_id] for v in best.verdicts if v.answer != "yes"] if best else [],
         "images_made": result["usage"].images,
-        **({"errors": result["errors"]} if result["errors"] else {}),
+        **{name: result[name] for name in ("errors", "notes") if result[name]},
     }
     text = json.dumps(message, ensure_ascii=False)
     if not result["image"]:

@@ -187,7 +187,7 @@ def make_decomposer(resources: Resources) -> Node:
         requirements, notes = numbered(requirements_of(prompt, answer.form)), notes_of(answer.message)
         rows = [requirement.model_dump() for requirement in requirements]
         runtime.stream_writer({"event": "requirements", "requirements": rows, "notes": notes})
-        return GemsState(requirements=requirements, usage=meter.usage, errors=[f"decomposer: {note}" for note in notes])
+        return GemsState(requirements=requirements, usage=meter.usage, notes=notes)
 
     return decomposer
 

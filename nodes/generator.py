@@ -123,11 +123,12 @@ async def _draw_proposal(
             raise errors[0]
     drawings = [result for result in results.values() if isinstance(result, _Drawing)]
     attempts = [drawing.attempt for drawing in drawings]
-    failures, notes = [f"generator: image {error}" for error in errors], _notes(easel.backend, drawings, assignment)
+    failures = [f"generator: image {error}" for error in errors]
     return GemsState(
         round=easel.round,  # checkpoints of older versions have none
         attempts=[easel.look_ahead.verified(attempt) for attempt in attempts],
-        errors=[*failures, *notes, *dict.fromkeys(easel.look_ahead.notes)],
+        errors=[*failures, *dict.fromkeys(easel.look_ahead.notes)],
+        notes=_notes(easel.backend, drawings),
         usage=meter.usage,
     )
 
@@ -388,13 +389,12 @@ def _checked(results: object, count: int, name: str) -> list[GeneratedImage | Ba
     return valid
 
 
-def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing], assignment: Assignment) -> list[str]:
-    """What the user should know about how the images were drawn; each note once in a run."""
+def _notes(backend: ImageGenerator, drawings: Sequence[_Drawing]) -> list[str]:
+    """What the user should know about how the images were drawn."""
     notes = [drawing.note for drawing in drawings if drawing.note]
-    if not is_reproducible(backend) and not assignment["place"]:
+    if not is_reproducible(backend):
         notes.append(f"{public_name(backend.name)} takes no seed: this run cannot be replayed")
-    lines = dict.fromkeys(f"generator: {note}" for note in notes)
-    return [line for line in lines if line not in assignment["errors"]]
+    return notes
 
 
 def image_metadata(request: ImageRequest, generator: ImageGenerator, *, edited_from: str = "") -> dict[str, str]:

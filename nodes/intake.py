@@ -89,5 +89,6 @@ def _empty(prompt: str, run_id: str, seed: int) -> GemsState:
         outcome=None,
         usage=Overwrite(Usage()),  # type: ignore[typeddict-item]
         errors=Overwrite([]),  # type: ignore[typeddict-item]
+        notes=Overwrite([]),  # type: ignore[typeddict-item]
         draft="",
     )

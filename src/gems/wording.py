@@ -11,6 +11,7 @@ from typing import Final
 from gems.errors import InputError
 
 __all__ = [
+    "ELISION",
     "MAX_PROMPT_LENGTH",
     "STOP_WORDS",
     "check_prompt",
@@ -39,8 +40,11 @@ _ARTICLES: Final = frozenset({"a", "an", "the", "one", "1"})
 
 _WORD: Final = re.compile(r"\w+")
 _HYPHENATED_WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+ELISION: Final = r"(?:[‘’'](?:[stnkmr]|em|tis|twas|til)|(?<=the )[‘’']\d0s)(?=[\s,;:.!?])"
+"""A word that begins with an apostrophe, which opens no quotation: Dutch "'s morgens" and "'t huis", "the '60s"."""
 _QUOTATION: Final = re.compile(
-    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|(?<!\w)[‘']([^‘’']+(?:[’']\w+[^‘’']*)*)[’'](?!\w)"
+    r"\"([^\"]+)\"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|"
+    rf"(?<!\w)(?!{ELISION})[‘']([^‘’']+(?:[’']\w+[^‘’']*)*)[’'](?!\w)"
 )
 
 

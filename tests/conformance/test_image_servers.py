@@ -654,7 +654,7 @@ def test_a_run_without_seeds_says_so_and_is_not_replayed(image_server: str, tmp_
     name = f"seedless~{tmp_path.name}"
     address = f"{image_server}/{name}/v1"
     record = run_on(address, tmp_path)
-    assert record["errors"] == ["generator: openai:painter takes no seed: this run cannot be replayed"]
+    assert record["notes"] == ["openai:painter takes no seed: this run cannot be replayed"]
     before = len(requests_to(image_server, name))
     replayed = gems("replay", record["paths"]["folder"], home=tmp_path / "home", GEMS_IMAGE_BASE_URL=address)
     assert replayed.returncode == 2, replayed.stderr
@@ -666,7 +666,7 @@ def test_a_run_without_seeds_says_so_and_is_not_replayed(image_server: str, tmp_
 def test_another_size_is_noted_once_in_a_run(image_server: str, tmp_path: Path) -> None:
     record = run_on(f"{image_server}/other-size/v1", tmp_path, "width=64", "height=64")
     assert len(record["attempts"]) == 2
-    assert record["errors"] == ["generator: openai:painter was asked for 64x64 pixels and drew 20x10"]
+    assert record["notes"] == ["openai:painter was asked for 64x64 pixels and drew 20x10"]
 
 
 @pytest.mark.slow

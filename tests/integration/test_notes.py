@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from forked import gems
@@ -46,7 +47,7 @@ def test_notes_are_in_the_result_and_in_the_event_of_the_requirements(
     for mode, part in graph.stream({"prompt": "a shiny car"}, context=context, stream_mode=["custom", "values"]):
         events += [part] if mode == "custom" and part["event"] == "requirements" else []
         out = part if mode == "values" else out
-    assert [line for line in out["errors"] if line.startswith("decomposer")] == [f"decomposer: {line}" for line in told]
+    assert (out["notes"], out["errors"]) == (told, [])
     assert events[0]["notes"] == told
 
 
@@ -58,6 +59,40 @@ def test_the_open_models_tell_what_they_leave_out(tmp_path: Path) -> None:
     before_the_first_image = result.stderr.partition("passed, score")[0] + result.stdout.partition("passed, score")[0]
     assert "note: 'corgi' is drawn as a dog" in before_the_first_image
     [record] = (tmp_path / "out").rglob("run.json")
-    notes = json.loads(record.read_text())["errors"]
-    assert notes == ["decomposer: 'corgi' is drawn as a dog", "decomposer: left out: ornate"]
+    assert result.stderr.count("'corgi' is drawn as a dog") == 1
+    content = json.loads(record.read_text())
+    assert content["notes"] == ["'corgi' is drawn as a dog", "left out: ornate"]
+    assert content["errors"] == []
     assert "left out: ornate" in (record.parent / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [(), ("--quiet",)])
+def test_notes_are_told_once_however_much_is_shown(form: tuple[str, ...], tmp_path: Path) -> None:
+    options = ("--generator", "open", "--mllm", "open", "--max-rounds", 1, "--no-memory", "--out", tmp_path / "out")
+    result = gems("generate", "a corgi", *options, *form, home=tmp_path / "home")
+    assert result.returncode in (0, 1), result.stderr
+    assert (result.stdout + result.stderr).count("note: 'corgi' is drawn as a dog") == 1
+
+
+@pytest.mark.slow
+def test_notes_are_neither_failures_nor_errors_of_a_batch(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a corgi\na red apple\n")
+    options = ("--max-rounds", 1, "--no-memory", "--concurrency", 1, "--out", tmp_path / "out")
+    env = {"GEMS_MLLM": "open", "GEMS_GENERATOR": "open"}
+    run = gems("batch", "run", tmp_path / "prompts.txt", *options, home=tmp_path / "home", **env)
+    assert run.returncode == 0, run.stderr
+    assert "decomposer" not in run.stdout + run.stderr
+    assert "with errors" not in run.stdout
+    again = gems("batch", "run", tmp_path / "prompts.txt", *options, "--json", home=tmp_path / "home", **env)
+    assert not {"with_errors", "errors"} & {*json.loads(again.stdout)}
+    status = gems("batch", "status", tmp_path / "out", "--json", home=tmp_path / "home", **env)
+    assert json.loads(status.stdout)["errors"] == []
+    rows = {
+        row["prompt"]: row for row in map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    }
+    assert rows["a corgi"]["notes"] == ["'corgi' is drawn as a dog"]
+    assert rows["a red apple"]["notes"] == []
+    assert all(row["errors"] == [] for row in rows.values())
+    index = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
+    assert {row["prompt"]: row["notes"] for row in index} == {prompt: row["notes"] for prompt, row in rows.items()}

@@ -11,6 +11,7 @@ import pytest
 
 from gems.languages import LANGUAGES, language_of, tokens_of
 from gems.reading import alike, read
+from gems.wording import quoted_texts
 
 WISHES = Path(__file__).parent / "nodes" / "wishes.jsonl"
 
@@ -134,3 +135,23 @@ def test_what_the_writer_says_of_themselves_asks_for_nothing() -> None:
 
 def test_vowel_signs_belong_to_their_words() -> None:
     assert tokens_of("हिन्दी में तीन") == ["हिन्दी", "में", "तीन"]
+
+
+@pytest.mark.parametrize(
+    ("text", "quotations"),
+    [
+        ("drie blauwe auto's en twee taxi's", []),
+        ("'s morgens drie auto's bij Hans' huis", []),
+        ("'t huis en Hans' auto", []),
+        ("’s avonds de foto’s van Hans’ auto", []),
+        ("the dogs' bowls and the cats' toys", []),
+        ("the '60s cars and the dogs' bowls", []),
+        ("a poster that says '60s rock'", ["60s rock"]),
+        ("the letter 's' beside the dogs' bowls", ["s"]),
+        ("a sign that says 'OPEN' and the dogs' bowls", ["OPEN"]),
+        ("'Joe's' in neon", ["Joe's"]),
+    ],
+)
+def test_an_apostrophe_opens_no_quotation(text: str, quotations: list[str]) -> None:
+    assert quoted_texts(text) == quotations
+    assert read(text).quotations == quotations

@@ -365,6 +365,7 @@ def _progress(values: GemsState) -> BatchRow:
         "memories": [memory.key for memory in values.get("memories") or []],
         "usage": cast(UsageFields, usage.model_dump(mode="json")),
         "errors": values["errors"],
+        "notes": values.get("notes") or [],
     }
     return cast(BatchRow, fields)
 

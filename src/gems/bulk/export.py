@@ -105,6 +105,7 @@ def _index_schema() -> pa.Schema:
             ("at", pa.string()),
             ("error", pa.string()),
             ("errors", pa.list_(pa.string())),
+            ("notes", pa.list_(pa.string())),
             ("error_kind", pa.string()),
             ("stopped_by_total", pa.string()),
             ("line", pa.int64()),

@@ -22,7 +22,7 @@ class Fault(TypedDict):
     """The errors of one step."""
 
     step: str
-    """A node of the graph; or else ``input`` or ``backend``, by the kind of the error; ``other`` for notes."""
+    """A node of the graph; or else ``input`` or ``backend``, by the error's kind; ``other`` if neither is known."""
     prompts: int
     """Prompts in which it failed."""
     failed: int

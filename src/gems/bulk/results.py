@@ -114,6 +114,8 @@ class BatchRow(JobFields, total=False):
     usage: UsageFields
     """What the prompt's run has spent, since its first line if there are several with one run id."""
     errors: list[str]
+    notes: list[str]
+    """What models have the user know although nothing failed."""
     error: str
     error_kind: Literal["input", "backend"]
     stopped_by_total: str

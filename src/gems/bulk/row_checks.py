@@ -104,6 +104,7 @@ class _Row(_Checked):
     memories: list[str] = []
     usage: BoundedUsage = Usage()
     errors: list[str] = []
+    notes: list[str] = []
     error: str = ""
     error_kind: Literal["input", "backend"] | None = None
     stopped_by_total: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 from pathlib import Path
@@ -108,10 +108,10 @@ def generate(
             session = resume_run(resume, context, out=folder)
         else:
             session = begin_run(prompt or "", context, folder or Path("gems-out"))
-    ending = _run(session, quiet=quiet)
+    ending, shown_notes = _run(session, quiet=quiet)
     record = ending.record
     files = write_run(session.thread.out / session.thread.id, record, session.images)
-    _print_run(record, files, as_json=as_json)
+    _print_run(record, files, shown_notes, as_json=as_json)
     if record.outcome == "cancelled" or ending.can_be_reopened:
         what = "stopped; resume it" if record.outcome == "cancelled" else "once that is mended, go on from there"
         err.print(f"{what}: {escape(_resume_command(session.thread))}", highlight=False, soft_wrap=True)
@@ -230,8 +230,8 @@ def _as_options(value: OperatorValue, context: GemsContext) -> list[str]:
     return [f"{flag} {shlex.quote(without_login(without_password(text)))}" for text in texts]
 
 
-def _run(session: Session, *, quiet: bool) -> Ending:
-    """Run a session, and show its progress."""
+def _run(session: Session, *, quiet: bool) -> tuple[Ending, Collection[str]]:
+    """Run a session, and show its progress. Returns the notes, too, that were shown."""
     from gems.cli.live import LiveRun
     from gems.runs.sessions import run_to_end
 
@@ -242,19 +242,19 @@ def _run(session: Session, *, quiet: bool) -> Ending:
         ending = run_to_end(session, listener=live, control=control)
     if ending.had_ended:
         err.print("this run had ended already; this is how it ended", highlight=False)
-    return ending
+    return ending, live.notes if live else ()
 
 
-def _print_run(record: RunRecord, files: RunFolder, *, as_json: bool) -> None:
+def _print_run(record: RunRecord, files: RunFolder, shown_notes: Collection[str], *, as_json: bool) -> None:
     paths = {"image": files.image, "record": files.record, "report": files.report}
     if as_json:
         texts = {name: str(path) if path else None for name, path in {"folder": files.folder, **paths}.items()}
         print_json({**record.model_dump(mode="json"), "paths": texts})
     else:
-        print_summary(_summary(record), paths)
+        print_summary(_summary(record, shown_notes), paths)
 
 
-def _summary(record: RunRecord) -> RunSummary:
+def _summary(record: RunRecord, shown_notes: Collection[str]) -> RunSummary:
     best, usage = record.best_attempt, record.usage
     verdicts = {verdict.requirement_id: verdict for verdict in best.answers} if best is not None else {}
     rows = [
@@ -279,6 +279,7 @@ def _summary(record: RunRecord) -> RunSummary:
         usage.seconds,
         rows,
         record.errors,
+        [note for note in record.notes if note not in shown_notes],
         usage.killed_in_words,
     )
 

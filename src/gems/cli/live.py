@@ -40,6 +40,8 @@ class LiveRun:
         self._candidate: int | None = None
         """The image whose verdicts are being printed."""
         self._bar: TaskID | None = None
+        self.notes: set[str] = set()
+        """The notes that were shown."""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -62,6 +64,7 @@ class LiveRun:
             case "requirements":
                 self._questions |= {r["id"]: r["question"] for r in event["requirements"]}
                 for note in event.get("notes", ()):  # older services do not say it
+                    self.notes.add(str(note))
                     self._print(f"[dim]note: {_text(note)}[/]")
             case "experience":
                 self._print(f"[dim]learned: {escape(event['experience'])}[/]")

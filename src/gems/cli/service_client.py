@@ -82,6 +82,8 @@ class ServiceRun(BaseModel):
     skills: list[str]
     usage: _Usage
     errors: list[str]
+    notes: list[str] = []
+    """Older services have none."""
     report: _Path | None
     error: str | None
     error_kind: str | None

@@ -6,7 +6,7 @@ Nothing here imports the graph or a model, so that an image takes what it takes 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from html import escape as escape_html
@@ -107,7 +107,8 @@ def run_on_service(
             texts = {name: str(path) if path else None for name, path in paths.items()}
             print_json({**_as_record(run), "outcome": outcome, "paths": texts})
         else:
-            print_summary(_summary(run, outcome), {name: path for name, path in paths.items() if name != "folder"})
+            summary = _summary(run, outcome, live.notes if live else ())
+            print_summary(summary, {name: path for name, path in paths.items() if name != "folder"})
         raise typer.Exit(exit_code(outcome))
 
 
@@ -210,7 +211,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         raise InputError(f"cannot write to {folder} ({error.strerror}); choose another folder with --out") from error
 
 
-def _summary(run: ServiceRun, outcome: Outcome) -> RunSummary:
+def _summary(run: ServiceRun, outcome: Outcome, shown_notes: Collection[str]) -> RunSummary:
     usage, attempts = run.usage, run.attempts
     rows = [
         CheckedRequirement(row.question, row.kind, row.skill, row.answer, row.confidence or 0.0, row.reason)
@@ -218,7 +219,16 @@ def _summary(run: ServiceRun, outcome: Outcome) -> RunSummary:
     ]
     rounds = attempts[-1].round if attempts else 0
     return RunSummary(
-        run.prompt, outcome, run.score, rounds, usage.images, usage.chat_calls, usage.seconds, rows, run.errors
+        run.prompt,
+        outcome,
+        run.score,
+        rounds,
+        usage.images,
+        usage.chat_calls,
+        usage.seconds,
+        rows,
+        run.errors,
+        [note for note in run.notes if note not in shown_notes],
     )
 
 
@@ -229,7 +239,7 @@ def _as_record(run: ServiceRun) -> dict[str, Any]:
         "run_id": run.id,
         **{name: view[name] for name in ("thread", "prompt", "outcome", "score", "best")},
         "seed": run.attempts[0].seed if run.attempts else None,
-        **{name: view[name] for name in ("requirements", "skills", "attempts", "usage", "errors")},
+        **{name: view[name] for name in ("requirements", "skills", "attempts", "usage", "errors", "notes")},
         **{
             name: datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
             for name, seconds in times.items()

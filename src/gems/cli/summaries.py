@@ -58,6 +58,8 @@ class RunSummary:
     requirements: Sequence[CheckedRequirement]
     """Empty without an image."""
     errors: Sequence[str]
+    notes: Sequence[str]
+    """What models have the user know, as far as the terminal has not told it yet."""
     killed: str = ""
     """What was in flight at a kill, in words; empty if there was nothing, or if nobody says."""
 
@@ -68,12 +70,12 @@ def exit_code(outcome: Outcome) -> int:
 
 
 def print_summary(summary: RunSummary, paths: Mapping[str, Path | None]) -> None:
-    """Print a run's end: a table, a line, its errors, and its files."""
+    """Print a run's end: a table, a line, its notes and errors, and its files."""
     if summary.requirements:
         _print_requirements(summary)
     _print_outcome(summary)
-    for error in summary.errors:
-        err.print(f"[yellow]note:[/] {escape(error)}", highlight=False, soft_wrap=True)
+    for line in (*summary.notes, *summary.errors):
+        err.print(f"[yellow]note:[/] {escape(line)}", highlight=False, soft_wrap=True)
     for name, path in paths.items():
         if path is not None:
             out.print(f"{name:>7}: {escape(str(path))}", highlight=False, soft_wrap=True)

@@ -93,6 +93,8 @@ class RunRecord(BaseModel):
     attempts: tuple[AttemptRecord, ...]
     usage: Usage
     errors: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What models had the user know; older records have such lines among their errors."""
     started_at: str
     """ISO 8601, to the second, like ``finished_at``."""
     finished_at: str
@@ -166,6 +168,7 @@ def run_record(
         attempts=tuple(map(AttemptRecord.of, attempts)),
         usage=values.get("usage") or Usage(),
         errors=tuple(values.get("errors") or ()),
+        notes=tuple(values.get("notes") or ()),
         started_at=started.isoformat(timespec="seconds"),
         finished_at=(finished or datetime.now(UTC)).isoformat(timespec="seconds"),
     )

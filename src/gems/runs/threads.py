@@ -464,7 +464,7 @@ def _repeat_events(values: Mapping[str, Any], listener: Listener) -> None:
     """Repeat the events that a listener needs to follow a run that is resumed."""
     if requirements := values.get("requirements"):
         fields = [cast(RequirementFields, requirement.model_dump()) for requirement in requirements]
-        listener(RequirementsEvent(event="requirements", requirements=fields, notes=[]))
+        listener(RequirementsEvent(event="requirements", requirements=fields, notes=values.get("notes") or []))
     state = cast(GemsState, values)
     for place, proposal in enumerate(proposals_of(state)):
         listener(

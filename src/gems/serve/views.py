@@ -109,6 +109,7 @@ class RunView(BaseModel):
     usage: Usage = Usage()
     review: dict[str, Any] | None = Field(default=None, description="The question to a person.")
     errors: list[str] = []
+    notes: list[str] = Field(default=[], description="What models have the user know although nothing failed.")
     report: str | None = Field(default=None, description="The address of the report, once the run has ended.")
     error: str | None = None
     error_kind: ErrorKind | None = None
@@ -135,6 +136,7 @@ class _Progress:
     memories: int = 0
     usage: Usage = field(default_factory=Usage)
     errors: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def _of_record(record: RunRecord) -> _Progress:
@@ -146,6 +148,7 @@ def _of_record(record: RunRecord) -> _Progress:
         memories=len(record.memories),
         usage=record.usage,
         errors=record.errors,
+        notes=record.notes,
     )
 
 
@@ -160,6 +163,7 @@ def _of_state(state: GemsState) -> _Progress:
         memories=len(state.get("memories") or []),
         usage=state.get("usage") or Usage(),
         errors=state.get("errors") or [],
+        notes=state.get("notes") or [],
     )
 
 
@@ -194,6 +198,7 @@ def run_view(run: Run, links: Links, state: GemsState | None = None) -> RunView:
         usage=progress.usage,
         review=_review_view(run, links),
         errors=[without_options(error) for error in progress.errors],
+        notes=list(progress.notes),
         report=links.report(run.user, run.id) if run.record is not None else None,
         error=without_options(run.error) if run.error else None,
         error_kind=run.error_kind,

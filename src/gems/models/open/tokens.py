@@ -26,6 +26,7 @@ from gems.models.open.things import (
     RELATIONS,
     SIZES,
 )
+from gems.wording import ELISION
 
 __all__ = ["END", "MAX_TOKENS", "PAD", "TEXT_MARK", "TOKENS", "Encoded", "encode_prompts", "quoted", "tokens_of_prompt"]
 
@@ -49,7 +50,8 @@ TOKENS: Final = (
 _IDS: Final = {token: number for number, token in enumerate(TOKENS)}
 
 _QUOTES: Final = re.compile(
-    r"[\"“”„«»「」『』]([^\"“”„«»「」『』]{1,60})[\"“”„«»「」『』]|(?<!\w)['‘’]([^'‘’]{1,60})['‘’](?!\w)"
+    r"[\"“”„«»「」『』]([^\"“”„«»「」『』]{1,60})[\"“”„«»「」『』]|"
+    rf"(?<!\w)(?!{ELISION})" + r"['‘’]([^'‘’]{1,60})['‘’](?!\w)"
 )
 _SPLIT: Final = re.compile(rf"(;|:|\bexactly\b|\bplaced\b|{'|'.join(ARRANGEMENTS)})")
 

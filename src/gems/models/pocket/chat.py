@@ -168,14 +168,18 @@ class PocketChatModel(BaseChatModel):
 
     def _refine(self, tags: Tags) -> dict[str, Any]:
         """Reword the prompt differently at each try: another imagined scene, other elements."""
-        tries = len(tags["history"].splitlines())
+        attempts = len(tags["history"].splitlines())
+        tries = attempts + len(tags["refused"].splitlines())
         elements = set(REWRITES[(tries - 1) % len(REWRITES)])
         failed_questions = _FIX.findall(tags["best_attempt"])
         kinds = list(dict.fromkeys(kind for kind, _ in failed_questions)) or ["nothing that I can see"]
-        so_far = "1 attempt" if tries == 1 else f"{tries} attempts"
+        count = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        so_far = (
+            f"After {count} the best still failed on {', '.join(kinds)}." if attempts else "Nothing was drawn so far."
+        )
         wording = " ".join(f"`{{{name}}}`" for name in ELEMENTS if name in elements)
         return {
-            "experience": f"After {so_far} the best still failed on {', '.join(kinds)}. Next wording tried: {wording}.",
+            "experience": f"{so_far} Next wording tried: {wording}.",
             "strategy": "rewrite",
             **self._worded(tags.prompt, elements, f"{tags.prompt} {tries}"),
         }

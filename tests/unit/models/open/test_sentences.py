@@ -9,6 +9,7 @@ import pytest
 from gems.errors import InputError
 from gems.models.open.draft_wording import terse
 from gems.models.open.phrasebook import TONGUES
+from gems.models.open.tokens import quoted
 from gems.models.open.wish_reading import read
 
 
@@ -45,3 +46,12 @@ def test_the_share_of_sentences_that_are_read_rightly() -> None:
     results = [_is_right(*pair, language) for language, pairs in SENTENCES.items() for pair in pairs]
     assert len(results) == 245
     assert sum(results) / len(results) >= 0.94
+
+
+@pytest.mark.parametrize("text", ["'t huis en Hans' auto's", "the '60s cars and the dogs' bowls"])
+def test_an_apostrophe_opens_no_text_that_is_to_be_written(text: str) -> None:
+    assert quoted(text) == (text, [])
+
+
+def test_photographs_of_things_are_those_things_in_dutch_too() -> None:
+    assert read("foto's van twee taxi's").wish == read("een foto van twee taxi's").wish

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -229,3 +229,15 @@ def test_other_questions_get_a_self_description() -> None:
     answer = PocketChatModel().invoke("Write me a poem.")
     assert "pocket model" in answer.text
     assert "--mllm" in answer.text
+
+
+def test_where_nothing_was_drawn_the_refiner_tells_of_no_attempts_and_rewords_at_each_refusal() -> None:
+    def refine(*refused: str) -> Refinement:
+        text = "\n".join([fence("user_prompt", PROMPT), fence("history", ""), fence("refused", "\n".join(refused))])
+        answer: Any = PocketChatModel().with_structured_output(Refinement).invoke([HumanMessage(text)])
+        return cast(Refinement, answer)
+
+    first, second = refine("x"), refine("x", "y")
+    assert first.experience.startswith("Nothing was drawn so far. Next wording tried: ")
+    assert "fail" not in second.experience
+    assert first.prompt != second.prompt
