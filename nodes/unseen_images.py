@@ -11,60 +11,87 @@ from typing import Final
 from gems.models.lenient import read_answer
 from gems.models.yes_or_no import plain_words
 from gems.nodes.remarks import Remark
+from gems.nodes.unseen_words import IN_OTHER_LANGUAGES
 
 __all__ = ["says_unseen", "tells_unseen"]
 
 _IMAGE: Final = (
-    r"(?:images?|pictures?|photos?|photographs?|attachments?)\b"
-    r"(?!'s? | (?:arte?i?facts?|defects?|flaws?|noise|issues?|problems?|errors?|metadata|quality)\b)"
+    r"(?:images?|pictures?|photos?|photographs?|attachments?)\b(?!'s? | (?:arte?i?facts?|defects?|flaws?|noise|issues?"
+    r"|problems?|errors?|metadata|quality|prompts?|sizes?)\b)"
+)
+_TALK: Final = (
+    r"(?:(?:the|this|our|your|my|current|last|first) ){0,2}(?:conversation|chat|message|prompt|request|context|input"
+    r"|thread|question|query|upload|turn|end|side)\b"
+)
+_PLACED: Final = (
+    r" (?:of|on|in|inside|at|behind|above|over|under|within|between|beside|next|hanging|hung|printed|painted|shown"
+    rf"|displayed)\b(?! {_TALK})"
+)
+"""What follows an image that is part of what the image shows: "I see no image on the sign"."""
+_END: Final = (
+    r"(?=\W*\Z|\s*[.,;:!?()\[\]–—]|\s-|\s(?:here|at all|so|but|and i|though|yet|for me|from you|because|since)\b"
+    rf"|\s(?:in|on|with|to|from) {_TALK})"
 )
 _WHICH: Final = r"(?:(?:the|an?|any|this|that|these|those|your|actual|provided|attached|uploaded|given|shared)\s+){0,3}"
+_AN_IMAGE: Final = (
+    rf"(?:(?=(?:the|this|that|these|those|your)\b){_WHICH}{_IMAGE}|{_WHICH}(?:visual input|{_IMAGE}(?!{_PLACED})))"
+)
 _LOOK: Final = (
     r"(?:\w+ly\s+)?(?:see|view|access|open|load|display|analy[sz]e|inspect|process|interpret|examine|perceive|look at"
-    r"|receive|get|have|have access to)(?:\s+(?:or|and)\s+\w+)?"
+    r"|receive|get|have|have access to|find|detect)(?:\s+(?:or|and)\s+\w+)?"
 )
 _ARRIVED: Final = (
     r"(?:provided|attached|given|supplied|uploaded|received|included|shared|available|presented|sent|loaded|found"
     r"|accessible|visible to me|come through)"
 )
+_SEND: Final = r"(?:upload|attach|share|send|resend|provide|include|supply|paste)"
+_CONTENT: Final = r"(?:\s+(?:data|file|input|content|itself)s?)?"
 _NOT_SEEN: Final = re.compile(
     rf"\b(?:cannot|can't|can not|could not|couldn't|unable to|not able to|(?:do|did)(?: not|n't)"
-    rf"|(?:ability|capability|capacity) to|not (?:currently )?equipped to)\s+{_LOOK}\s+{_WHICH}{_IMAGE}"
-    rf"|\b(?:have(?: not|n't)|never) (?:seen|received|been (?:given|shown|sent)) {_WHICH}{_IMAGE}"
-    rf"|\b(?:have no|no|without|lack) (?:(?:access to|seeing|viewing|a view of|sight of) ){_WHICH}{_IMAGE}"
-    rf"|\bno\s+(?:actual |real |visible |input )?{_IMAGE}(?:\s+(?:data|file|input))?"
-    rf"\s+(?:to (?:see|view|look at|inspect|analy[sz]e)\b"
-    rf"|(?:(?:was|were|is|are|has been|have been)\s)?(?:actually )?{_ARRIVED})"
-    rf"|\Ano {_IMAGE}\W*\Z"
-    rf"|\b{_IMAGE}\s+(?:(?:was|were|is|are|has|have|did)(?: not|n't))\s+(?:been |actually ){{0,2}}{_ARRIVED}"
-    rf"|\b{_IMAGE} (?:is|was|are|were) (?:missing\b(?! \w)|unavailable|inaccessible)"
-    rf"|(?:\A|[.:;!]\s+)(?:the |input )?{_IMAGE} (?:not (?:visible|seen|{_ARRIVED})|(?:is|was) not visible)\b"
+    rf"|(?:ability|capability|capacity) to|no way to|not (?:currently )?equipped to)\s+{_LOOK}\s+{_AN_IMAGE}"
+    rf"|\b(?:have(?: not|n't)|never) (?:seen|received|been (?:given|shown|sent|provided(?: with)?)) {_AN_IMAGE}"
+    rf"|\bthere (?:does(?: not|n't) (?:seem|appear) to be|is(?: not|n't)) (?:an|any) (?:attached )?{_IMAGE}"
+    rf"(?: attached| here|{_END})"
+    rf"|\bnot (?:seeing|receiving|getting) {_AN_IMAGE}"
+    rf"|\b(?:was|were)(?: not|n't) (?:given|sent|shown|provided(?: with)?) {_AN_IMAGE}"
+    rf"|\byou (?:(?:did|have)(?: not|n't)|(?:may have )?forg[eo]t(?:ten)? to|never) (?:yet |actually )?"
+    rf"(?:{_SEND}(?:e?d)?|sent) {_AN_IMAGE}"
+    rf"|\b(?:have no|no|without|lack) (?:(?:access to|seeing|viewing|a view of|sight of|way of seeing) )"
+    rf"(?:images\b|{_AN_IMAGE})"
+    rf"|\bwithout (?:the|your) (?:actual )?{_IMAGE}{_CONTENT}{_END}"
+    rf"|\b(?:there(?:'s| (?:is|was|are|were|seems to be|appears to be))|i(?: can)? (?:see|find|detect)|i(?:'ve| have)?"
+    rf" (?:got|received|have)|i have|{_TALK} (?:has|contains|includes|comes with)) no (?:actual |visible |attached )?"
+    rf"(?:(?:images?|attachments?)\b{_CONTENT}{_END}|{_IMAGE}{_CONTENT} (?:here\b|(?:in|on|with|to|from) {_TALK}))"
+    rf"|\bno\s+(?:actual |real |visible |input )?(?:(?:visual|pixel) (?:input|data|content)s?|{_IMAGE}{_CONTENT})"
+    rf"\s+(?:to (?:see|view|look at|inspect|analy[sz]e)\b|(?:came|got|comes|went) through\b|(?:arrived|reached me)\b"
+    rf"|(?:(?:was|were|is|are|has been|have been)\s)?(?:actually )?(?:{_ARRIVED}\b(?!{_PLACED})|present{_END}))"
+    rf"|\Ano (?:visual input|{_IMAGE}{_CONTENT})(?: in {_TALK})?\W*\Z"
+    rf"|\b{_IMAGE}{_CONTENT}\s+(?:(?:was|were|is|are|has|have|did|does|do)(?: not|n't))\s+"
+    rf"(?:been |actually |successfully ){{0,2}}(?:{_ARRIVED}|(?:get|go|make it) through|upload|arrive|load|attach)\b"
+    rf"|\b{_IMAGE}{_CONTENT} (?:is|was|are|were|(?:seems?|appears?) to be)"
+    rf" (?:missing\b(?! \w)|unavailable|inaccessible)"
+    rf"|(?:\A|[.:;!]\s+)(?:the |input )?{_IMAGE}{_CONTENT} (?:not (?:visible|seen|{_ARRIVED})|(?:is|was) not visible)\b"
     rf"|\b{_IMAGE} (?:(?:could not|couldn't|cannot|can't|can not) be (?:loaded|opened|read|decoded|fetched|downloaded"
-    rf"|accessed|processed)|(?:failed|fails) to (?:load|open|decode|download))\b"
+    rf"|accessed|processed)|(?:failed|fails) to (?:load|open|decode|download|upload|attach))\b"
+    rf"|\b{_IMAGE}{_CONTENT} (?:(?:(?:was|were|is|are|has been|have been) )?(?:"
+    rf"(?:omitted|removed|dropped|stripped) from {_TALK}|unsupported\b|not supported\b)|omitted\W*\Z)"
+    rf"|\bnot support (?:images?\b|vision\b|visual input|multimodal)|\b(?:image|vision) input is not supported"
     rf"|\bfail(?:ed|s|ure)? (?:to (?:load|open|read|decode|fetch|download)|loading) {_WHICH}{_IMAGE}"
-    r"|\btext.(?:only|based) (?:\w+ )?(?:ai|model|assistant|language)"
+    r"|\b(?:(?:do|does)(?: not|n't) (?:have|possess)|have no|has no|lack|without|no) (?:the |any )?"
+    r"(?:vision|visual|image|multimodal)(?:[- ](?:viewing|processing|analysis|recognition|understanding|input))?"
+    r" (?:capabilit|abilit|access\b|perception\b)"
+    r"|\b(?:can only|only able to|i only) (?:process|handle|work with|understand|interpret|respond to|accept|analy[sz]e"
+    rf"|read) (?:plain )?text(?:ual)?(?:-based)?(?: inputs?| messages?| data)?{_END}"
+    r"|\b(?:(?:i'm|i am|am) limited to (?:processing )?text"
+    r"|i (?:have )?only (?:got|received) text|only text was provided)\b"
+    r"|\b(?:i'm|i am|am|as|being) (?:just |only |purely )?an? (?:pure(?:ly)? )?text(?: language)?"
+    r" (?:ai|model|assistant)\b"
+    r"|\b(?:i'm|i am) (?:purely )?text-only\b"
+    rf"|\b(?:please|kindly|(?:could|can|would) you(?: please)?|once you|need you to) (?:re-?)?{_SEND} (?:me )?"
+    rf"(?:the|your|an?|that|this) (?:actual )?{_IMAGE}(?! (?:with|that|at|from|in|showing|without)\b(?! {_TALK}))"
+    r"|\btext.(?:only|based) (?:\w+ )?(?:ai|model|assistant|language|llm|chatbot)"
     rf"|\bassum(?:e|es|ed|ing)(?: that)? {_WHICH}{_IMAGE} (?:shows?|match\w*|depicts?|contains?|has|does|is|was|would)"
-    r"|\bhypothetical(?:ly)?\b(?! scene)"
-    r"|(?:无法|不能|看不到|没有|没|未)(?:直接|能够|能|被)?(?:看到|看见|查看|访问|读取|分析|识别|收到|提供|上传|附上|获取)?"
-    r"(?:到|任何|您|你|的|该|这张|这个|此|实际|提供|上传)*(?:图片|图像|照片)"
-    r"|(?:图片|图像|照片)(?:没有|未|并未)(?:被)?(?:提供|上传|附上|显示)"
-    r"|\bkein(?:e|en)? bild\w* (?:\w+ )?(?:erhalten|bereitgestellt|angehängt|vorhanden"
-    r"|übermittelt|sehen|ansehen|betrachten|analysieren|anzeigen)"
-    r"|\bbild(?:er)? (?:\w+ )?nicht (?:sehen|öffnen|ansehen|anzeigen|analysieren)"
-    r"|\b(?:ne peux pas|impossible de|incapable de) (?:voir|accéder à|visualiser|analyser)"
-    r" (?:l'|cette |une |d'|les )?images?"
-    r"|\bno (?:puedo|es posible|tengo la capacidad de) (?:ver|visualizar|acceder a|analizar)(?: o \w+)?"
-    r" (?:(?:la|una|las|ninguna|tu|su) )?im[aá]gen"
-    r"|\bpas (?:en mesure|capable) de (?:voir|visualiser|analyser)(?: ou d'?e? ?\w+)?"
-    r" (?:l'|cette |une |d'|les |des )?images?"
-    r"|\bnão (?:consigo|posso|sou capaz de) (?:ver|visualizar|analisar|acessar)(?: \w+mente)?"
-    r" (?:(?:a|as|uma) )?image[mn]"
-    r"|\bnon (?:posso|riesco a|sono in grado di) (?:vedere|visualizzare|analizzare) (?:l'|(?:le|delle|un')\s?)?immagin"
-    r"|\bkan (?:de |het )?(?:geen )?(?:afbeelding(?:en)?|foto(?:'s)?)(?: \w+)? (?:niet )?(?:zien|bekijken|openen)"
-    r"|\bне (?:могу|способен|способна)(?: \w+){0,2} (?:изображени|картинк|фотографи)"
-    r"|(?:画像|写真)を?(?:直接)?(?:は|が)?(?:見る|閲覧|表示|分析|確認|認識)(?:する)?(?:ことが|ことは)?(?:でき(?:ません|ない)|見えません)"
-    r"|(?:画像|写真)(?:が|は)(?:見えません|見えない|添付されていません|ありません)"
-    r"|(?:이미지|사진)[를을가이]? ?(?:직접 )?(?:볼|확인할|분석할|열|인식할) ?수(?:가)? ?없",
+    rf"|\bhypothetical(?:ly)?\b(?! scene)|{IN_OTHER_LANGUAGES}",
     re.IGNORECASE,
 )
 """How models say that they see no image, or that they imagine one."""

@@ -35,6 +35,10 @@ WORDS = (
     "К сожалению, я не могу просматривать изображения.",
     "申し訳ありませんが、画像を見ることはできません。",
     "죄송하지만 이미지를 볼 수 없습니다.",
+    "It looks like no image came through on my end. Could you please share the image?",
+    "I can only process text, so I'm not able to answer questions about pictures.",
+    "Je ne vois pas d'image jointe. Veuillez joindre l'image.",
+    "Ich sehe kein Bild. Bitte laden Sie das Bild hoch.",
 )
 UNSEEN = (
     "I'm unable to view images. However, here is an example of the format:",
@@ -59,6 +63,15 @@ UNSEEN = (
     "Ich kann das Bild nicht sehen",
     "Je ne peux pas voir l'image",
     "No puedo ver la imagen",
+    "I do not have vision capabilities, so I assume yes",
+    "I'm a text model, so I can't verify this visually",
+    "no visual input was supplied",
+    "Image content not accessible",
+    "The image was omitted from the conversation",
+    "(image unsupported by current model)",
+    "Please upload the image",
+    "You did not attach an image.",
+    "There doesn't seem to be an image attached.",
     *WORDS,
 )
 SEEN = (
@@ -79,7 +92,87 @@ SEEN = (
     "没有看到汽车",
     "I see a car; the image is not sharp",
     "the plate is missing",
+    "the image has no text",
+    "no visual difference",
+    "I can only read text on the left sign",
+    "please provide a clearer image if you need more",
 )
+ELSEWHERE = {
+    "en": (
+        "I see no image. / There is no image in this conversation. / I have no image here / I have received no image",
+        "I see no image on the sign / There is no cat in this image / There is no photo in the frame",
+    ),
+    "es": (
+        (
+            "No veo ninguna imagen adjunta / No se ha proporcionado ninguna imagen. / No tengo acceso a la imagen"
+            " / Solo puedo procesar texto."
+        ),
+        "No veo ninguna imagen de un perro / No hay perros en la imagen / La imagen no muestra un perro",
+    ),
+    "fr": (
+        (
+            "Je ne vois pas d'image jointe / Aucune image n'a été fournie / Je n'ai pas accès à l'image"
+            " / Je ne peux traiter que du texte."
+        ),
+        "Je ne vois pas d'image de chien au mur / Il n'y a pas de chien dans l'image / aucune image de chien",
+    ),
+    "de": (
+        (
+            "Ich sehe kein Bild / Es wurde kein Bild bereitgestellt / Ich habe keinen Zugriff auf das Bild"
+            " / Ich kann nur Text lesen"
+        ),
+        "Ich sehe kein Bild an der Wand / Im Bild ist kein Hund zu sehen / Das Bild ist nicht schwarzweiß",
+    ),
+    "it": (
+        (
+            "Non vedo alcuna immagine. / Non è stata fornita alcuna immagine / Non ho accesso all'immagine"
+            " / Posso leggere solo testo"
+        ),
+        "Non vedo alcuna immagine di un cane / Non vedo alcun cane nell'immagine / L'immagine non mostra un cane",
+    ),
+    "pt": (
+        "Não vejo nenhuma imagem. / Nenhuma imagem foi fornecida / Não tenho acesso à imagem / Só consigo ler texto",
+        "Não vejo nenhuma imagem de um cão / Não vejo nenhum cão na imagem / A imagem não mostra um cão",
+    ),
+    "nl": (
+        (
+            "Ik zie geen afbeelding. / Er is geen afbeelding bijgevoegd / Ik heb geen toegang tot de afbeelding"
+            " / Ik kan alleen tekst lezen"
+        ),
+        "Ik zie geen afbeelding van een hond / Ik zie geen hond op de afbeelding / Ik kan de afbeelding zien",
+    ),
+    "pl": (
+        "Nie widzę obrazu. / Nie załączono żadnego obrazu / Nie mam dostępu do obrazu / Mogę czytać tylko tekst",
+        "Nie widzę obrazu na ścianie / Nie widzę psa na obrazie / Obraz nie pokazuje psa",
+    ),
+    "ru": (
+        (
+            "Я не вижу изображения. / Изображение не предоставлено / У меня нет доступа к изображению"
+            " / Я могу читать только текст"
+        ),
+        "Я не вижу изображения собаки / На изображении нет собаки / Не могу различить на изображении собаку",
+    ),
+    "tr": (
+        "Görseli göremiyorum. / Herhangi bir görsel yüklenmedi / Görsele erişimim yok / Sadece metin okuyabilirim",
+        "Duvarda bir resim göremiyorum / Resimde kedi göremiyorum / Görselde köpek yok",
+    ),
+    "ko": (
+        (
+            "이미지가 보이지 않습니다. / 이미지가 첨부되지 않았습니다 / 이미지에 접근할 수 없습니다"
+            " / 텍스트만 처리할 수 있습니다"
+        ),
+        "벽에 사진이 없습니다 / 이미지에 개가 없습니다 / 이미지에서 개를 볼 수 없습니다",
+    ),
+    "zh": (
+        "我看不到图片。 / 您没有上传图片 / 我无法访问图片 / 我只能处理文本 / 我看不到圖片",
+        "墙上没有照片 / 看不到图片中的猫 / 图像未显示狗 / 我只能读取文字上的字",
+    ),
+    "ja": (
+        "画像は見えません。 / 画像が提供されていません / 画像にアクセスできません / テキストのみ処理できます",
+        "壁に写真はありません / 画像に犬はいません / 画像には犬が見えません",
+    ),
+}
+"""By language: sentences of models that see no image, and such that tell what an image shows."""
 
 
 def _answer_for(content: str) -> tuple[str, str]:
@@ -172,6 +265,26 @@ def test_words_about_what_is_seen_change_no_answer(words: str) -> None:
     for content in (f"{words}\n{_form()}", _form(reason=words)):
         answer, reason = _answer_for(content)  # "no cars" is no reason for "yes, exactly two"
         assert answer == "yes" or reason.startswith("yes, but the reason is")
+
+
+@pytest.mark.parametrize("language", ELSEWHERE)
+def test_in_every_language_a_missing_image_is_told_from_one_without_something(language: str) -> None:
+    unseen, seen = (sentences.split(" / ") for sentences in ELSEWHERE[language])
+    for words in unseen:
+        for content in (_form(reason=words), _form(note=words), f"{_form()}\n\n{words}"):
+            assert _answer_for(content) == ("unsure", NO_IMAGE), words
+    assert [_answer_for(_form(note=words))[1] for words in seen] == ["two cars"] * len(seen)
+
+
+@pytest.mark.parametrize("noun", ["image", "picture", "photo", "images", "attachment"])
+@pytest.mark.parametrize("said", ["I see no {}", "There is no {}", "I don't see any {}", "no {} was provided"])
+def test_what_follows_tells_an_image_from_one_within_it(said: str, noun: str) -> None:
+    sentence = said.format(noun)
+    for place in (" in your message", " in this conversation", " with your request", " in the prompt."):
+        assert says_unseen(sentence + place)
+    if "provided" not in sentence:
+        for place in (" on the sign", " of a dog", " in the frame", " above the sofa", " hanging on the wall"):
+            assert not says_unseen(sentence + place)
 
 
 def test_what_a_model_thought_changes_no_answer() -> None:
