@@ -38,7 +38,7 @@ $(LISTING): FORCE
 	@echo "$(FILES)" | cmp -s - $@ || echo "$(FILES)" > $@
 
 demo: $(READY)
-	$(BIN)/gems generate "$(PROMPT)" --seed 4 --out gems-out || [ $$? -eq 1 ]
+	$(BIN)/gems generate "$(PROMPT)" --seed 6 --out gems-out || [ $$? -eq 1 ]
 
 style: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
