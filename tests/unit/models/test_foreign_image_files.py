@@ -117,7 +117,7 @@ def test_images_of_generators_of_ones_own_are_stored_without_transparency(tmp_pa
     with Image.open(io.BytesIO(stored)) as image:
         assert (image.mode, image.getpixel(CORNER), image.getpixel(CENTRE)) == ("RGB", WHITE, BLACK)
     state = _run(sticker(WHITE), tmp_path / "white")
-    assert any("white on a transparent ground" in error for error in state["errors"])
+    assert any("white on a transparent ground" in note for note in state["notes"])
     state = _run(Image.new("RGBA", (64, 64)), tmp_path / "nothing")
     assert not state["attempts"]
     assert any("transparent everywhere" in error for error in state["errors"])

@@ -80,7 +80,7 @@ def test_the_layout_of_run_json(record: RunRecord) -> None:
     content = json.loads(record.to_json())
     keys = """
         schema gems_version run_id thread prompt outcome score best seed models settings operator_settings requirements
-        checks memories skills offered attempts usage errors started_at finished_at
+        checks memories skills offered attempts usage errors notes started_at finished_at
     """
     assert list(content) == keys.split()
     keys = """
