@@ -7,6 +7,7 @@ import io
 import os
 import select
 import signal
+import statistics
 import threading
 import time
 import warnings
@@ -235,13 +236,14 @@ def test_an_error_of_a_step_ends_the_call(quick_server: Server) -> None:
 
 
 def test_many_calls_do_not_hold_up_the_loop_of_the_caller(quick_server: Server) -> None:
-    generator, lags = client(quick_server, concurrency=16), list[float]()
+    generator, lags, computing = client(quick_server, concurrency=16), list[float](), list[float]()
 
     async def beat() -> None:
         while True:
-            start = time.perf_counter()
+            start, computed = time.perf_counter(), time.thread_time()
             await asyncio.sleep(0.01)
             lags.append(time.perf_counter() - start - 0.01)
+            computing.append(time.thread_time() - computed)
 
     async def run() -> list[list[GeneratedImage | BackendError]]:
         heart = asyncio.create_task(beat())
@@ -252,7 +254,8 @@ def test_many_calls_do_not_hold_up_the_loop_of_the_caller(quick_server: Server) 
 
     assert all(map(are_images, asyncio.run(run())))
     generator.close()
-    assert max(lags) < 0.25
+    assert max(computing) < 0.25
+    assert statistics.median(lags) < 0.25, "a single beat can also be late because others use the machine"
 
 
 # --- in a graph -----------------------------------------------------------------------------------------------------
