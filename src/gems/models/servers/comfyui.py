@@ -20,6 +20,7 @@ from gems.errors import BackendError, ContentRefusedError, InputError
 from gems.json_text import parse_json
 from gems.models.generators import ImageRequest, Step, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
+from gems.models.servers.bodies import is_page
 from gems.models.servers.comfyui_faults import (
     entry_of,
     failure_of,
@@ -198,7 +199,10 @@ class ComfyUIImages(JsonImages):
     def _json(self, body: bytes, _: str) -> Mapping[str, Any]:
         content = json_body(body)
         if content is None and body.strip() != b"null":
-            raise PassingError(f"{self.title}: the server's answer is not JSON", may_cost=True)
+            fault = (
+                f"a page, such as one to log in: {self._host} needs another address" if is_page(body) else "not JSON"
+            )
+            raise PassingError(f"{self.title}: the server's answer is {fault}", may_cost=True)
         return _mapping(content)
 
     def reason(self, body: bytes) -> str:

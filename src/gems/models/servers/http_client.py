@@ -298,7 +298,7 @@ class ServerClient:
             )
         if 300 <= status < 400:
             raise BackendError(
-                f"{self.title}: {self._host} redirects ({status}); give the final address as base_url", retryable=False
+                f"{self.title}: {self._host} redirects ({status}); give the final address", retryable=False
             )
         if is_refusal(body):
             raise ContentRefusedError(f"{self.title}: {self._host} refuses to draw this{reason}")
