@@ -258,6 +258,45 @@ def test_many_calls_do_not_hold_up_the_loop_of_the_caller(quick_server: Server) 
     assert statistics.median(lags) < 0.25, "a single beat can also be late because others use the machine"
 
 
+# --- a server that is not there -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gems.models.servers.base._PATIENCE", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_address_behind_which_nothing_ever_listened_is_not_waited_for_as_long_as_an_image() -> None:
+    begin = time.monotonic()
+    generator = client(("http://127.0.0.1:9/draw", Handler))
+    for result in generator.generate(requests(2)):
+        assert isinstance(result, BackendError)
+        assert "cannot reach 127.0.0.1:9" in str(result)
+        assert "see that the server runs, and that its address is right" in str(result)
+        assert not result.may_cost
+    assert time.monotonic() < begin + 20, "an image may take 30"
+    generator.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_starts_again_is_waited_for_as_long_as_an_image() -> None:
+    one_request_each = {"protocol_version": "HTTP/1.0"}
+    handler = type("Restarted", (Handler,), {"may_draw": threading.Event(), "asked": [], "left": []} | one_request_each)
+    handler.may_draw.set()
+    with serving(handler) as http:
+        port = http.server_port
+        generator = client((f"http://127.0.0.1:{port}/draw", handler))
+        assert are_images(generator.generate(requests(1)))
+    with ThreadPoolExecutor() as pool:
+        drawing = pool.submit(generator.generate, requests(1))
+        time.sleep(3)
+        assert not drawing.done()
+        with serving(handler, port=port):
+            assert are_images(drawing.result(30))
+            generator.close()
+
+
 # --- in a graph -----------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ from gems.models.generators import (
     unless_stopped,
 )
 from gems.models.option_effects import OptionEffect, changed_options, effects_of, require_honoured
-from gems.models.servers.http_client import ServerClient
+from gems.models.servers.http_client import ServerClient, UnreachedError
 from gems.models.servers.image_files import NOTE
 from gems.models.servers.retries import PassingError, charged, try_until
 from gems.options import GeneratorOptions
@@ -44,6 +44,8 @@ CHECK_TIMEOUT: Final = 15.0
 
 _TINY: Final = 4
 """Pixels of a side of what is no picture of anything."""
+_PATIENCE: Final = 30.0
+"""Seconds in which a server may start to which no connection was ever made. Behind a wrong address, none will."""
 _MAX_PAID_TRIES: Final = 3
 """Requests that a server took and that ended without a usable image, after which no other is sent: each of them may
 cost as much as an image."""
@@ -236,6 +238,9 @@ class RemoteGenerator(ServerClient, ABC):
                 has_room = ASKS.get()(None if error.may_cost else False)
                 if isinstance(error, PassingError) and not has_room:
                     fault = f"{error} (the budget leaves no other try)"
+                    raise BackendError(fault, retryable=False) from None
+                if isinstance(error, UnreachedError) and time.monotonic() > deadline - self.options.timeout + _PATIENCE:
+                    fault = f"{error} for {_PATIENCE:.0f} s; see that the server runs, and that its address is right"
                     raise BackendError(fault, retryable=False) from None
                 raise
 

@@ -52,7 +52,7 @@ from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
 from gems.secrets import one_line, remember_secret
 
-__all__ = ["NotThereYetError", "RejectedError", "ServerClient", "advice_on"]
+__all__ = ["NotThereYetError", "RejectedError", "ServerClient", "UnreachedError", "advice_on"]
 
 _CONNECT_TIMEOUT: Final = 15.0
 """Seconds to wait for a connection."""
@@ -98,6 +98,10 @@ class NotThereYetError(PassingError):
         self.is_under_way = is_under_way
 
 
+class UnreachedError(PassingError):
+    """Nothing listens at the server's address, which has not answered before either: it starts, or is a wrong one."""
+
+
 class RejectedError(BackendError):
     """A server takes no such request, and says so with a status: nothing was drawn. ``reason`` has its own words."""
 
@@ -138,6 +142,7 @@ class ServerClient:
         self.name = name
         self.title = public_name(name)
         self.url = checked_url(base_url)
+        self._has_answered = False
         remember_secret(key)
         self._lock = threading.Lock()
         self._open = partial(_Session, self.title, concurrency, key)
@@ -226,6 +231,7 @@ class ServerClient:
         request = self._request(method, path, params, timeout=timeout, extensions=extensions, **arguments)
         try:
             response = await _in_time(self._session.http.send(request, stream=True), end)
+            self._has_answered = True
             has_begun = response.is_success
             try:
                 response.stream = _LimitedStream(cast(httpx.AsyncByteStream, response.stream), end, self._host)
@@ -243,6 +249,8 @@ class ServerClient:
                 fault = f"{self.title}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
+            if isinstance(error, httpx.ConnectError) and not self._has_answered:
+                raise UnreachedError(f"{self.title}: {fault}") from None
             raise PassingError(f"{self.title}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
     def _request(
