@@ -399,6 +399,7 @@ def _scan(text: str) -> _Scan:
             inner = json.loads(whole if whole.startswith('"') else f'"{whole}"', strict=False)
             text = inner if isinstance(inner, str) and _OPENING.search(inner) else text
     decoder = json.JSONDecoder(strict=False, parse_int=whole_number, object_pairs_hook=joined_pairs)
+    spelling = text if _HALF_A_CHARACTER.search(text) else ""  # of thousands of values, looked through once
     values, loose_tries = list[Any](), _LOOSE_TRIES
     position, is_broken, prose, end, failures = 0, False, list[str](), 0, 0
     while match := _OPENING.search(text, position):
@@ -420,7 +421,7 @@ def _scan(text: str) -> _Scan:
                 if failures > _MAX_FAILURES:
                     return _Scan(values, True, text)
                 continue
-        values.append(whole_texts(value, spelled_in=text))
+        values.append(whole_texts(value, spelled_in=spelling))
         prose.append(text[end : match.start()])
         end = position
         if len(values) == _MAX_VALUES:

@@ -467,6 +467,7 @@ def test_an_answer_of_many_beginnings_of_an_image_is_read_in_a_moment(address: s
         assert isinstance(_draw(address, json.dumps(answer).encode(), "openai"), BackendError)
 
 
+@pytest.mark.timeout(30)
 def test_an_answer_of_very_many_values_is_read_in_a_moment(address: str) -> None:
-    """Looking for an image in each of them took a minute."""
+    """Looking for an image in each of them took a minute, as did looking through all of the text for each."""
     assert isinstance(_draw(address, b"{}" * 300_000, "openai"), BackendError)
