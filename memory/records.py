@@ -285,13 +285,16 @@ class _AllRecords(_Notes):
 
     def everything(self) -> Iterator[tuple[Row, list[str] | None, float | None]]:
         """All records, oldest first, with the JSON paths of their embedded texts and the POSIX times they expire at."""
-        return (_read_whole(*columns) for columns in self._rows())
+        with closing(self._rows()) as rows:  # whoever keeps an error does not keep the file open
+            for columns in rows:
+                yield _read_whole(*columns)
 
     def _rows(self) -> Iterator[tuple[Row, Any, Any]]:
         """All records, oldest first, with what the file holds as their fields and their time to expire."""
         query = f"SELECT {_COLUMNS}, fields, expires_at FROM records ORDER BY id"  # noqa: S608 - constants only
-        for *columns, fields, expires_at in self._db.execute(query):
-            yield Row._make(columns), fields, expires_at
+        with closing(self._db.execute(query)) as rows:
+            for *columns, fields, expires_at in rows:
+                yield Row._make(columns), fields, expires_at
 
     def mend_records(self) -> None:
         """Repair them as far as that can be done without knowing what they were; delete those that have no name."""
