@@ -132,7 +132,10 @@ _UNPAID: Final = re.compile(
     r"|quota.{0,24}(?:exceeded|exhausted|used up)|credit.?balance|billing|payment.?required"
     r"|budget (?:has been )?exceeded|budget_exceeded|exceeded.?budget|over budget"
     r"|exhausted.?(?:balance|credits?)|(?:balance|credits?) (?:is |are |was |has been )?(?:exhausted|used up|depleted)"
-    r"|not enough (?:balance|credit)|arrears|余额不足|欠费",
+    r"|not enough (?:balance|credit)|arrears|余额不足|欠费"
+    r"|(?:requires?|needs?|only (?:available )?(?:on|for|in|with)) (?:an? |the )?(?:\w+ )?"
+    r"(?:paid|pro|premium|paying) (?:plan|account|tier|subscription)"
+    r"|not (?:available|included|supported) (?:on|in|for|with) (?:the |your )?(?:\w+ )?free (?:plan|account|tier)",
     re.IGNORECASE,
 )
 _PASSES_SOON: Final = re.compile(
