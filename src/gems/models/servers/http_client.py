@@ -139,10 +139,8 @@ class ServerClient:
     """
 
     def __init__(self, name: str, base_url: str, concurrency: int, key: SecretStr | None = None) -> None:
-        self.name = name
-        self.title = public_name(name)
-        self.url = checked_url(base_url)
-        self._has_answered = False
+        self.name, self.title = name, public_name(name)
+        self.url, self._has_answered = checked_url(base_url), False
         remember_secret(key)
         self._lock = threading.Lock()
         self._open = partial(_Session, self.title, concurrency, key)
@@ -249,9 +247,8 @@ class ServerClient:
                 fault = f"{self.title}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
             fault = _fault_of(error, self._host, seconds, is_sent=is_sent, has_begun=has_begun)
-            if isinstance(error, httpx.ConnectError) and not self._has_answered:
-                raise UnreachedError(f"{self.title}: {fault}") from None
-            raise PassingError(f"{self.title}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
+            kind = UnreachedError if isinstance(error, httpx.ConnectError) and not self._has_answered else PassingError
+            raise kind(f"{self.title}: {fault}", may_cost=has_begun or (is_sent and method == "POST")) from None
 
     def _request(
         self, method: str, path: str, params: Mapping[str, Any] | None, *, keyless: bool = False, **arguments: Any
@@ -305,9 +302,8 @@ class ServerClient:
                 may_cost=response.request.method == "POST" and may_cost(true_status),
             )
         if 300 <= status < 400:
-            raise BackendError(
-                f"{self.title}: {self._host} redirects ({status}); give the final address", retryable=False
-            )
+            fault = f"{self.title}: {self._host} redirects ({status}); give the final address"
+            raise BackendError(fault, retryable=False)
         if is_refusal(body):
             raise ContentRefusedError(f"{self.title}: {self._host} refuses to draw this{reason}")
         hint = advice_on(true_status, reason)
