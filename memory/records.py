@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -289,7 +289,7 @@ class _AllRecords(_Notes):
             for columns in rows:
                 yield _read_whole(*columns)
 
-    def _rows(self) -> Iterator[tuple[Row, Any, Any]]:
+    def _rows(self) -> Generator[tuple[Row, Any, Any], None, None]:
         """All records, oldest first, with what the file holds as their fields and their time to expire."""
         query = f"SELECT {_COLUMNS}, fields, expires_at FROM records ORDER BY id"  # noqa: S608 - constants only
         with closing(self._db.execute(query)) as rows:
