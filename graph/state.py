@@ -17,8 +17,7 @@ from langgraph.graph.message import add_messages
 from pydantic import (
     BaseModel,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
+    FiniteFloat,
     model_validator,
 )
 from typing_extensions import TypedDict, get_type_hints
@@ -221,33 +220,38 @@ class Memory(_Frozen):
     solved_count: int = Field(default=0, ge=0)
 
 
+_Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
+"""What was counted: every number that JSON and JavaScript read exactly, and far from what storage refuses."""
+_Amount: TypeAlias = Annotated[FiniteFloat, Field(ge=0)]
+
+
 class Usage(_Frozen):
     """What a run has spent so far. ``seconds`` counts time inside nodes, so a pause costs nothing."""
 
-    chat_calls: NonNegativeInt = 0
-    prompt_tokens: NonNegativeInt = 0
-    completion_tokens: NonNegativeInt = 0
-    images: NonNegativeInt = 0
-    seconds: NonNegativeFloat = 0.0
-    extra_cost: float = Field(
+    chat_calls: _Count = 0
+    prompt_tokens: _Count = 0
+    completion_tokens: _Count = 0
+    images: _Count = 0
+    seconds: _Amount = 0.0
+    extra_cost: FiniteFloat = Field(
         default=0.0,
         exclude_if=lambda cost: cost == 0,
         description="What tokens of roles with prices of their own cost beyond the common prices; it may be negative.",
     )
-    lost_tokens: NonNegativeInt = Field(
+    lost_tokens: _Count = Field(
         default=0,
         exclude_if=lambda tokens: tokens == 0,
         description="About what calls took beyond that whose answers were lost or cancelled; limits count it.",
     )
-    lost_cost: NonNegativeFloat = Field(
+    lost_cost: _Amount = Field(
         default=0.0, exclude_if=lambda cost: cost == 0, description="About what those tokens cost."
     )
-    killed_images: NonNegativeInt = Field(
+    killed_images: _Count = Field(
         default=0,
         exclude_if=lambda images: images == 0,
         description="The most of the images that steps had asked for which a kill interrupted; nobody has them.",
     )
-    killed_calls: NonNegativeInt = Field(
+    killed_calls: _Count = Field(
         default=0,
         exclude_if=lambda calls: calls == 0,
         description="The most of the chat calls that steps had made which a kill interrupted.",

@@ -63,6 +63,10 @@ def test_a_run_is_accepted_followed_and_kept(service: ServiceProcess, client: ht
     assert view["usage"]["images"] == len(view["attempts"])
     assert view["attempts"][view["best"]]["seed"] == 4 + view["best"]
     assert all(r["answer"] == "yes" for r in view["requirements"])
+    [listed] = [entry for entry in client.get("/v1/runs").json()["data"] if entry["id"] == run["id"]]
+    for name in ("usage", "outcome", "score", "errors", "notes", "skills", "memories", "ended_at"):
+        assert listed[name] == view[name], name
+    assert not listed["attempts"]
 
     png = client.get(view["image"]["url"])
     assert png.headers["content-type"] == "image/png"

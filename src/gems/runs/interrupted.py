@@ -19,6 +19,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.serde.types import ERROR, INTERRUPT, RESUME
 from langgraph.runtime import RunControl, get_runtime
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from gems.errors import InputError
 from gems.graph.builder import GemsGraph
@@ -150,9 +151,9 @@ def _kept(graph: GemsGraph, thread: str) -> dict[str, Usage]:
     try:
         for _, channel, content in writes:
             if channel == _CHANNEL:
-                usage_by_node = _USAGE_BY_NODE.validate_python(content)
+                usage_by_node = _USAGE_BY_NODE.validate_json(_plain(content))
             elif channel == _IN_FLIGHT:
-                task, most = _TASK_IN_FLIGHT.validate_python(content)
+                task, most = _TASK_IN_FLIGHT.validate_json(_plain(content))
                 # What a task has cost that ended before the kill is in its result.
                 usage_by_node |= {
                     node: Usage() if task in ended_tasks else _killed(usage) for node, usage in most.items()
@@ -160,6 +161,11 @@ def _kept(graph: GemsGraph, thread: str) -> dict[str, Usage]:
     except ValidationError:
         raise InputError(f"the checkpoints of {thread!r} are damaged; start the run again") from None
     return usage_by_node
+
+
+def _plain(content: object) -> bytes:
+    """What somebody has written, as JSON: of any values LangGraph builds a ``Usage``, which counts as checked."""
+    return to_json(content, fallback=repr)
 
 
 def _writes(saved: CheckpointTuple | None) -> Sequence[tuple[str, str, Any]]:

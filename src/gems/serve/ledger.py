@@ -105,6 +105,10 @@ class Run:
 
 
 _COLUMNS: Final = tuple(Run.__dataclass_fields__)
+_SHORT_RECORD: Final = (
+    "json_set(record, '$.attempts', json('[]'), '$.best', NULL, '$.requirements', json('[]'), '$.checks', json('[]'))"
+)
+"""A record of few bytes, with what its run has spent and noted."""
 
 
 class Ledger:
@@ -184,14 +188,14 @@ class Ledger:
         )
 
     def page(self, user: str, *, before: int | None, limit: int) -> list[Run]:
-        """A user's runs, the latest first, without their records.
+        """A user's runs, the latest first, each record without what makes it long: its attempts, and their questions.
 
         Args:
             user: The user whose runs are listed.
             before: Only runs with a lower sequence number.
             limit: Maximum number of runs.
         """
-        columns = ", ".join("NULL" if name == "record" else name for name in _COLUMNS)
+        columns = ", ".join(_SHORT_RECORD if name == "record" else name for name in _COLUMNS)
         rows = self.file.query(
             f"SELECT {columns} FROM runs WHERE user = ? AND sequence < ? AND deleted_at IS NULL "  # noqa: S608
             "ORDER BY sequence DESC LIMIT ?",

@@ -72,7 +72,7 @@ class _RunRoutes:
         before: Annotated[int | None, Query(ge=0, le=2**62, description="`next` of the previous page.")] = None,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
     ) -> RunList:
-        """Your runs, the latest first. Only a run's own page has its attempts."""
+        """Your runs, the latest first. Only a run's own page has its attempts, and its usage before it ends."""
         runs = await run_in_threadpool(self.service.ledger.page, CLIENT.get().name, before=before, limit=limit)
         return RunList(
             data=[run_view(run, self.links) for run in runs],

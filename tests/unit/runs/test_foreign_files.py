@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import sqlite3
@@ -33,6 +34,7 @@ from gems.memory.image_store import ImageStore, encode_png
 from gems.memory.index import newest
 from gems.memory.records import open_records
 from gems.runs.checkpoints import open_checkpoints, read_checkpoints
+from gems.runs.interrupted import with_interrupted
 from gems.runs.record import load_record
 from gems.serve.ledger_file import LedgerFile
 
@@ -168,6 +170,31 @@ def test_a_pending_write_that_is_none_is_told(tmp_path: Path) -> None:
         saver.put_writes(config, [("usage", "a lot")], "task")
         with pytest.raises(InputError, match=r"holds no usable checkpoint of 't' \(usage: "):
             saver.get_tuple(config)
+
+
+NO_USAGE = {
+    "infinite": Usage.model_construct(seconds=math.inf),
+    "no number": Usage.model_construct(extra_cost=math.nan),
+    "more than storage holds": Usage.model_construct(chat_calls=2**64 - 1),
+    "negative": Usage.model_construct(images=-1),
+}
+
+
+@pytest.mark.parametrize("usage", NO_USAGE.values(), ids=NO_USAGE)
+@pytest.mark.parametrize("channel", ["usage", "gems_interrupted", "gems_in_flight"])
+def test_a_usage_that_no_run_can_have_is_refused_before_anything_is_drawn(
+    channel: str, usage: Usage, tmp_path: Path
+) -> None:
+    by_node = {"verifier": usage}
+    content = {"usage": usage, "gems_interrupted": by_node, "gems_in_flight": ("task", by_node)}[channel]
+    with open_checkpoints(tmp_path / "c.sqlite") as saver:
+        graph = build_graph(checkpointer=saver)
+        config: RunnableConfig = {"configurable": {"thread_id": "t", "checkpoint_ns": ""}}
+        config = saver.put(config, cast(Checkpoint, FIELDS), {}, {})
+        saver.put_writes(config, [(channel, content)], "~task")
+        with pytest.raises(InputError, match=r"damaged|no usable checkpoint") as caught:
+            with_interrupted(graph, "t", {"usage": Usage()})
+        assert "\n" not in str(caught.value)
 
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT"
