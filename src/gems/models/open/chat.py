@@ -88,11 +88,8 @@ class OpenChatModel(PocketChatModel):
         items: list[dict[str, Any]] = [
             {"question": text, "kind": _kind_of(question)} for text, question in questions_of(reading.wish)
         ]
-        undrawn = [*(word for word, _ in reading.stand_ins), *reading.missing]
-        items += [
-            {"question": f"Is there really {_indefinite(word)} in the image?", "kind": "object", "words": word}
-            for word in undrawn
-        ]
+        items += [_unseen(word, name) for word, name in reading.stand_ins]
+        items += [_unseen(word) for word in reading.missing]
         return {"requirements": items}
 
     def _metadata(self, prompt: str) -> dict[str, Any]:
@@ -141,6 +138,13 @@ def _read(prompt: str) -> Reading:
 
 def _indefinite(word: str) -> str:
     return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
+def _unseen(word: str, name: str = "") -> dict[str, Any]:
+    """The requirement that what is drawn as something else, or not at all, is in the image; it can never pass."""
+    if name in BACKGROUND_PHRASES:
+        return {"question": f'Does the image really show "{word}"?', "kind": "other", "words": word}
+    return {"question": f"Is there really {_indefinite(word)} in the image?", "kind": "object", "words": word}
 
 
 def _kind_of(question: Question) -> str:

@@ -59,6 +59,8 @@ class Scenery(Negations):
         self.waiting.unknown = []
         if self.background not in ("", meaning.value):
             self.missing.append(match.text)  # there is only one
+        elif meaning.is_told:
+            self.stand_ins.append((match.text, meaning.value))
         self.background = self.background or meaning.value
         if self.relation and self.relation[0] in ABOVE and self.relation[1] >= 0:
             self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"

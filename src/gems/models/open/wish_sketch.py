@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from gems.errors import InputError
-from gems.models.open.draft_wording import noun_of
+from gems.models.open.draft_wording import SCENERY_NAMES, noun_of
 from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
 
     Attributes:
         wish: What it asks for.
-        stand_ins: Nouns that are drawn as something else: pairs of the user's word and the thing's name.
+        stand_ins: Nouns that are drawn as something else: the user's word, and the name of the thing or background.
         missing: Nouns that are not drawn.
         left_out: Words that mean nothing to the models.
         language: The code of the language.
@@ -64,7 +64,7 @@ _LONGEST_QUOTE: Final = 120
 
 
 def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return SCENERY_NAMES.get(name) or f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 @dataclass
