@@ -17,9 +17,9 @@ from PIL import Image
 from gems.models.calling import NOTES
 from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, joined, noun_of, terse
 from gems.models.open.neighbours import nearest_thing
-from gems.models.open.questions import VERBS, Question, Who, parse_question, questions_of
+from gems.models.open.questions import Question, Who, parse_question, questions_of
 from gems.models.open.stage import Scene, layout, place_of, strangeness
-from gems.models.open.things import LOOK_NAMES, THINGS
+from gems.models.open.things import LOOK_NAMES, THINGS, VERBS
 from gems.models.open.weights import VISION, open_weights
 from gems.models.open.wish import Wish
 from gems.models.open.wish_reading import Reading, read
@@ -90,6 +90,10 @@ class OpenChatModel(PocketChatModel):
         ]
         items += [_unseen(word, name) for word, name in reading.stand_ins]
         items += [_unseen(word) for word in reading.missing]
+        items += [
+            {"question": f'Does the image really keep to "{words}"?', "kind": "other", "words": words}
+            for words in reading.denials
+        ]
         return {"requirements": items}
 
     def _metadata(self, prompt: str) -> dict[str, Any]:

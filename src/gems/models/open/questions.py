@@ -12,12 +12,9 @@ from gems.models.open.phrasebook import Match, phrasebook
 from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES
 from gems.models.open.wish import Group, Wish
 
-__all__ = ["VERBS", "Kind", "Question", "Who", "parse_question", "questions_of", "who_of"]
+__all__ = ["Kind", "Question", "Who", "parse_question", "questions_of", "who_of"]
 
 Kind = Literal["object", "count", "attribute", "size", "place", "relation", "background", "absent", "text"]
-
-VERBS: Final = ("chasing", "jumping over", "playing with", "holding", "flying over")
-"""The relations that say what things do."""
 
 
 class Who(NamedTuple):

@@ -195,6 +195,8 @@ class _Reader(Scenery):
     def take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
+        if meaning.is_told:
+            self.left_out.append(match.text)
         if self.book.relations == "after" and self.follows_undrawn() and meaning.value in PLACING:
             if meaning.value in ABOVE and self.is_scene_before():
                 above = self.waiting if self.thing_follows() or not self.groups else self.groups[-1]
@@ -211,6 +213,8 @@ class _Reader(Scenery):
             is_before = meaning.value != "holding" and self.book.relations == "between"
             self.leading = meaning.value if is_before or self._stands_between(match) else ""
             return
+        self.drop_verb()
+        self.relation_text = match.text
         if self.book.relations == "after" and not self._stands_between(match):
             b = len(self.groups) - 1
             is_apart = self.is_apart and meaning.value != "playing with"  # "a boy and a dog play"
@@ -246,8 +250,10 @@ class _Reader(Scenery):
                 self.bound = match.text
             case "left out" | "unit":
                 self.left_out.append(match.text)
+            case "ignore" if meaning.is_told:
+                self.left_out.append(match.text)
             case "says" if self.negation:
-                self.left_out.append(f"{self.negation} {match.text}")
+                self.leave_denial(self.negation, match.text)
                 self.negation = ""
 
     def take_thing(self, meaning: Meaning, match: Match) -> None:
@@ -266,7 +272,7 @@ class _Reader(Scenery):
             self.end_phrase()
             return
         if self.negation and self.waiting.unknown and self.book.language == "zh":  # 没有帆的船
-            self.left_out.append(" ".join((self.negation, *self.waiting.unknown)))
+            self.leave_denial(self.negation, *self.waiting.unknown)
             self.negation, self.waiting.unknown = "", []
         if meaning.is_stand_in and not self.negation:
             self.stand_ins.append((match.text, meaning.value))

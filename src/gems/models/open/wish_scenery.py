@@ -17,8 +17,8 @@ class Scenery(Negations):
 
     def take_background(self, meaning: Meaning, match: Match) -> None:
         """Read a background, or what one stands in for."""
-        if self.negation and meaning.is_stand_in:  # what has no drawing is not drawn anyway
-            self.left_out.append(" ".join((self.negation, *self.waiting.unknown, match.text)))
+        if self.negation and meaning.is_stand_in:
+            self.leave_denial(self.negation, *self.waiting.unknown, match.text)
             self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
             return
         if self.negation and not self.waiting.unknown:

@@ -107,11 +107,13 @@ def test_the_whole_agent_solves_plain_wishes_and_never_a_stand_in() -> None:
             "a corgi",
             "a cat near a waterfall",
             "a duck on a pond",
+            "a house with no animals",
         )
     }
     assert not solved["a corgi"]
     assert not solved["a cat near a waterfall"]
     assert not solved["a duck on a pond"]
+    assert not solved["a house with no animals"]
     assert sum(solved.values()) >= 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gems.errors import InputError
+from gems.models.open.chat import OpenChatModel
 from gems.models.open.draft_wording import terse
 from gems.models.open.foreign_wording import foreign
 from gems.models.open.phrasebook import TONGUES, phrasebook
@@ -154,6 +155,57 @@ def test_a_question_about_a_place_that_is_drawn_as_another_is_none_that_the_open
     assert parse_question("Is the scene set in a room?") is not None
     assert parse_question("Is the scene set in a kitchen?") is None
     assert parse_question("Is the background a lake?") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning", "left_out"),
+    [
+        ("a robot waving", "a robot", "waving"),
+        ("a chef cooking soup", "a chef holding a bowl of soup", "cooking"),
+        ("a man wearing a cap", "a man holding a cap", "wearing"),
+        ("a dog chasing", "a dog", "chasing"),
+        ("a cat sleeping on a couch", "a cat on a couch", "sleeping on"),
+        ("an owl looking at a cat", "an owl next to a cat", "looking at"),
+        ("a bright lantern", "a lantern", "bright"),
+        ("ein Mann trinkt Kaffee", "a man holding a cup of coffee", "trinkt"),
+        ("eine süße Katze", "a cat", "süße"),
+        ("un chat mange une pomme", "a cat holding an apple", "mange"),
+        ("un hombre leyendo un libro", "a man holding a book", "leyendo"),
+        ("一只可爱的猫", "a cat", "可爱的"),
+        ("猫が魚を食べている", "a cat holding a fish", "を食べている"),
+        ("кот читает книгу", "a cat holding a book", "читает"),
+        ("elma yiyen bir at", "an apple, a horse, the horse holding the apple", "yiyen"),
+    ],
+)
+def test_verbs_and_adjectives_that_are_not_drawn_are_told(prompt: str, meaning: str, left_out: str) -> None:
+    reading = read(prompt)
+    assert (terse(reading.wish), reading.notes) == (meaning, (f"left out: {left_out}",))
+
+
+@pytest.mark.parametrize("prompt", ["a dog chasing a cat", "a boy holding a cup of tea", "a girl riding a horse"])
+def test_a_verb_that_is_drawn_is_no_news(prompt: str) -> None:
+    assert read(prompt).notes == ()
+
+
+def test_a_verb_that_is_drawn_as_another_is_no_question_that_the_open_models_can_answer() -> None:
+    assert parse_question("Is the chef holding the pizza?") is not None
+    assert parse_question("Is the chef eating the pizza?") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "denied"),
+    [
+        ("a house with no animals", "with no animals"),
+        ("a cat without a table", "without table"),
+        ("ein Haus ohne Gardinen", "ohne Gardinen"),
+        ("a curtainless window", "curtainless"),
+    ],
+)
+def test_what_cannot_be_denied_is_told_and_asked_for(prompt: str, denied: str) -> None:
+    assert denied in read(prompt).denials
+    assert any(denied in note for note in read(prompt).notes)
+    asked = OpenChatModel()._decompose(prompt)["requirements"]
+    assert [parse_question(item["question"]) for item in asked if item.get("words") == denied] == [None]
 
 
 def test_an_unknown_noun_is_drawn_as_its_nearest_neighbour() -> None:
