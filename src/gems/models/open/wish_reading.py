@@ -211,11 +211,11 @@ class _Reader(Scenery):
             if meaning.value not in ("in", "on", "holding"):
                 self.relation = None
             is_before = meaning.value != "holding" and self.book.relations == "between"
-            self.leading = meaning.value if is_before or self._stands_between(match) else ""
+            self.leading = meaning.value if is_before or _stands_between(match, self.book) else ""
             return
         self.drop_verb()
         self.relation_text = match.text
-        if self.book.relations == "after" and not self._stands_between(match):
+        if self.book.relations == "after" and not _stands_between(match, self.book):
             b = len(self.groups) - 1
             is_apart = self.is_apart and meaning.value != "playing with"  # "a boy and a dog play"
             free = b > 0 and not is_apart and not any(r.a == b - 1 for r in self.relations)
@@ -226,14 +226,6 @@ class _Reader(Scenery):
         else:
             self.relation = (meaning.value, self.subject(meaning.value))
         self.is_separated = True
-
-    def _stands_between(self, match: Match) -> bool:
-        """Chinese puts places after the second thing, and verbs between the two."""
-        relation = match.of("relation")
-        return self.book.language == "zh" and (
-            (relation is not None and relation.value == "holding")
-            or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
-        )
 
     def take_word(self, meaning: Meaning, match: Match) -> None:
         match meaning.value:
@@ -345,6 +337,15 @@ class _Reader(Scenery):
     def _take_unknown(self, word: str) -> None:
         if not self.lacks(word):
             self.waiting.unknown.append(word)
+
+
+def _stands_between(match: Match, book: Phrasebook) -> bool:
+    """Chinese puts places after the second thing, and verbs between the two."""
+    relation = match.of("relation")
+    return book.language == "zh" and (
+        (relation is not None and relation.value == "holding")
+        or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
+    )
 
 
 _COUNTING_AFTER: Final = ("ja", "ko", "zh")

@@ -142,8 +142,10 @@ class Sketch(Bonds):
         absent = tuple(dict.fromkeys(self.absent))
         wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
         _check(wish, self.left_out, self.book)
-        told = (tuple(dict.fromkeys(words)) for words in (self.missing, self.left_out, self.denials))
-        return Reading(wish, tuple(self.stand_ins), *told, self.book.language)
+        missing, left_out, denials = (
+            tuple(dict.fromkeys(words)) for words in (self.missing, self.left_out, self.denials)
+        )
+        return Reading(wish, tuple(self.stand_ins), missing, left_out, denials, self.book.language)
 
     def _join_mentions(self) -> None:
         """A thing that is named once in each of two relations is one: "a cat on a chair, a lamp behind the chair"."""
