@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from gems.errors import InputError
 from gems.models.open.draft_wording import SCENERY_NAMES, noun_of
+from gems.models.open.drawn_parts import has_part
 from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
@@ -140,6 +141,9 @@ class Sketch(Bonds):
         self._write()
         self._join_mentions()
         absent = tuple(dict.fromkeys(self.absent))
+        for name, part in ((THINGS[g.thing].name, part) for g in self.groups for part in absent):
+            if has_part(name, part):
+                self.leave_denial(f"{noun_of(part, 2)} stay: every drawing of {_a(name)} has such a part")
         wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
         _check(wish, self.left_out, self.book)
         missing, left_out, denials = (

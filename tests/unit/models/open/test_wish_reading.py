@@ -199,6 +199,7 @@ def test_a_verb_that_is_drawn_as_another_is_no_question_that_the_open_models_can
         ("a cat without a table", "without table"),
         ("ein Haus ohne Gardinen", "ohne Gardinen"),
         ("a curtainless window", "curtainless"),
+        ("a snowman without a hat", "sun hats stay: every drawing of a snowman has such a part"),
     ],
 )
 def test_what_cannot_be_denied_is_told_and_asked_for(prompt: str, denied: str) -> None:
