@@ -67,6 +67,14 @@ def test_the_open_models_tell_what_they_leave_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_last_line_says_what_a_solved_image_lacks(tmp_path: Path) -> None:
+    options = ("--generator", "open", "--mllm", "open", "--seed", 6, "--no-memory", "--out", tmp_path / "out")
+    result = gems("generate", "a red apple glistening in the snow", *options, home=tmp_path / "home")
+    assert result.returncode == 0, result.stderr
+    assert "solved, without: glistening, after" in " ".join(result.stdout.split())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [(), ("--quiet",)])
 def test_notes_are_told_once_however_much_is_shown(form: tuple[str, ...], tmp_path: Path) -> None:
     options = ("--generator", "open", "--mllm", "open", "--max-rounds", 1, "--no-memory", "--out", tmp_path / "out")

@@ -279,7 +279,8 @@ def _summary(record: RunRecord, shown_notes: Collection[str]) -> RunSummary:
         usage.seconds,
         rows,
         record.errors,
-        [note for note in record.notes if note not in shown_notes],
+        record.notes,
+        shown_notes,
         usage.killed_in_words,
     )
 

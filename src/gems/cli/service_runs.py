@@ -228,7 +228,8 @@ def _summary(run: ServiceRun, outcome: Outcome, shown_notes: Collection[str]) ->
         usage.seconds,
         rows,
         run.errors,
-        [note for note in run.notes if note not in shown_notes],
+        run.notes,
+        shown_notes,
     )
 
 

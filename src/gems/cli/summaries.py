@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -59,7 +59,9 @@ class RunSummary:
     """Empty without an image."""
     errors: Sequence[str]
     notes: Sequence[str]
-    """What models have the user know, as far as the terminal has not told it yet."""
+    """What models have the user know."""
+    shown_notes: Collection[str] = ()
+    """Those of the notes that the terminal has told already."""
     killed: str = ""
     """What was in flight at a kill, in words; empty if there was nothing, or if nobody says."""
 
@@ -74,7 +76,7 @@ def print_summary(summary: RunSummary, paths: Mapping[str, Path | None]) -> None
     if summary.requirements:
         _print_requirements(summary)
     _print_outcome(summary)
-    for line in (*summary.notes, *summary.errors):
+    for line in (*(note for note in summary.notes if note not in summary.shown_notes), *summary.errors):
         err.print(f"[yellow]note:[/] {escape(line)}", highlight=False, soft_wrap=True)
     for name, path in paths.items():
         if path is not None:
@@ -95,12 +97,25 @@ def _print_requirements(summary: RunSummary) -> None:
 def _print_outcome(summary: RunSummary) -> None:
     style = "green" if summary.outcome in ("solved", "accepted") else "yellow"
     rounds, images, calls = summary.rounds, summary.images, summary.chat_calls
+    ending = f"[{style}]{_ENDINGS[summary.outcome]}[/]{escape(_without(summary))}"
     out.print(
-        f"[{style}]{_ENDINGS[summary.outcome]}[/] after {rounds} round{_plural(rounds)}, score {summary.score:.2f}; "
+        f"{ending} after {rounds} round{_plural(rounds)}, score {summary.score:.2f}; "
         f"{images} image{_plural(images)}, {calls} chat call{_plural(calls)}, {summary.seconds:.1f} s of work"
         + (f"; {summary.killed}" if summary.killed else ""),
         highlight=False,
     )
+
+
+def _without(summary: RunSummary) -> str:
+    """What an image lacks although it counts as right: words of the prompt that the models left out."""
+    if summary.outcome not in ("solved", "accepted"):
+        return ""
+    words = [note.removeprefix(_LEFT_OUT) for note in summary.notes if note.startswith(_LEFT_OUT)]
+    return f", without: {', '.join(words)}," if words else ""
+
+
+_LEFT_OUT: Final = "left out: "
+"""How the embedded models' notes on such words begin."""
 
 
 def _plural(count: int) -> str:

@@ -17,9 +17,9 @@ from PIL import Image
 from gems.models.calling import NOTES
 from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, joined, noun_of, terse
 from gems.models.open.neighbours import nearest_thing
-from gems.models.open.questions import VERBS, Question, Who, parse_question, questions_of
+from gems.models.open.questions import Question, Who, parse_question, questions_of
 from gems.models.open.stage import Scene, layout, place_of, strangeness
-from gems.models.open.things import LOOK_NAMES, THINGS
+from gems.models.open.things import LOOK_NAMES, THINGS, VERBS
 from gems.models.open.weights import VISION, open_weights
 from gems.models.open.wish import Wish
 from gems.models.open.wish_reading import Reading, read
@@ -88,10 +88,11 @@ class OpenChatModel(PocketChatModel):
         items: list[dict[str, Any]] = [
             {"question": text, "kind": _kind_of(question)} for text, question in questions_of(reading.wish)
         ]
-        undrawn = [*(word for word, _ in reading.stand_ins), *reading.missing]
+        items += [_unseen(word, name) for word, name in reading.stand_ins]
+        items += [_unseen(word) for word in reading.missing]
         items += [
-            {"question": f"Is there really {_indefinite(word)} in the image?", "kind": "object", "words": word}
-            for word in undrawn
+            {"question": f'Does the image really keep to "{words}"?', "kind": "other", "words": words}
+            for words in reading.denials
         ]
         return {"requirements": items}
 
@@ -141,6 +142,13 @@ def _read(prompt: str) -> Reading:
 
 def _indefinite(word: str) -> str:
     return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+
+
+def _unseen(word: str, name: str = "") -> dict[str, Any]:
+    """The requirement that what is drawn as something else, or not at all, is in the image; it can never pass."""
+    if name in BACKGROUND_PHRASES:
+        return {"question": f'Does the image really show "{word}"?', "kind": "other", "words": word}
+    return {"question": f"Is there really {_indefinite(word)} in the image?", "kind": "object", "words": word}
 
 
 def _kind_of(question: Question) -> str:

@@ -21,6 +21,7 @@ from gems.models.open.wish import Group, Wish
 __all__ = [
     "BACKGROUND_PHRASES",
     "NUMBERS",
+    "SCENERY_NAMES",
     "clause",
     "depth_of",
     "joined",
@@ -83,6 +84,16 @@ BACKGROUND_PHRASES: Final = {
     "snow": "in the snow",
     "city": "in a city",
 }
+
+SCENERY_NAMES: Final = {
+    "night": "night",
+    "space": "outer space",
+    "sea": "the sea",
+    "plain": "a plain background",
+    "sky": "the sky",
+    "snow": "snow",
+}
+"""Names of backgrounds that are not said with an "a"."""
 
 
 def terse(wish: Wish, *, absent: bool = True) -> str:

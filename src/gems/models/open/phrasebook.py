@@ -2,7 +2,9 @@
 
 A table has a section for each kind of meaning and a line for each meaning: ``dog = dog / dogs, hound / hounds``. A
 form after a slash is a plural. A word after ``~`` names something else that the drawing or background may stand in for,
-such as a breed, or a table for its room: it is drawn, and the user is told. An adverb is a relation to what was named
+such as a breed, or a table for its room: it is drawn, and the user is told. A word after ``~~`` is read as the others
+of its line are, and yet says more or else than the picture shows, such as a pond for the sea, or cooking for holding:
+the user is told that too. An adverb is a relation to what was named
 before ("above it"). The longest phrase wins; a word that no table has as it is written is looked up by its stem, if it
 is near enough to be a form of what the table has.
 """
@@ -79,12 +81,14 @@ class Meaning(NamedTuple):
         value: The meaning, a name of ``gems.models.open.things``.
         is_plural: Whether the form is a plural; for things.
         is_stand_in: Whether the thing only stands in for what the phrase names.
+        is_told: Whether the phrase is read as the meaning, but says more or else than the picture will show.
     """
 
     kind: str
     value: str
     is_plural: bool = False
     is_stand_in: bool = False
+    is_told: bool = False
 
 
 class Match(NamedTuple):
@@ -139,11 +143,12 @@ class Phrasebook:
         self._longest = max(map(len, self._phrases))
 
     def _add(self, kind: str, value: str, phrase: str) -> None:
-        is_stand_in = phrase.startswith("~")
+        is_told = phrase.startswith("~~")
+        is_stand_in = phrase.startswith("~") and not is_told
         forms = [form.strip() for form in phrase.lstrip("~").split(" / ")]
         for number, form in enumerate(forms):
             words = [piece.group() for piece in pieces_of(form)]
-            meaning = Meaning(kind, value, number > 0, is_stand_in)
+            meaning = Meaning(kind, value, number > 0, is_stand_in, is_told)
             _enter(self._phrases, tuple(map(fold, words)), meaning)
             self._written.update(map(str.lower, words))
             self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]

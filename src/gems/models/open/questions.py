@@ -12,12 +12,9 @@ from gems.models.open.phrasebook import Match, phrasebook
 from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES
 from gems.models.open.wish import Group, Wish
 
-__all__ = ["VERBS", "Kind", "Question", "Who", "parse_question", "questions_of", "who_of"]
+__all__ = ["Kind", "Question", "Who", "parse_question", "questions_of", "who_of"]
 
 Kind = Literal["object", "count", "attribute", "size", "place", "relation", "background", "absent", "text"]
-
-VERBS: Final = ("chasing", "jumping over", "playing with", "holding", "flying over")
-"""The relations that say what things do."""
 
 
 class Who(NamedTuple):
@@ -132,8 +129,9 @@ def parse_question(text: str) -> Question | None:
         return Question("absent", who) if who else None
     if match := _SCENE.fullmatch(plain):
         meanings = [m.of("background") for m in phrasebook("en").matches(match[1] or match[2])]
-        name = next((m.value for m in meanings if m), "")
-        return Question("background", name=name) if name else None
+        meaning = next((m for m in meanings if m), None)
+        is_known = meaning is not None and not (meaning.is_stand_in or meaning.is_told)
+        return Question("background", name=meaning.value) if meaning and is_known else None
     if match := _BE.fullmatch(plain):
         return _parse_statement(
             phrasebook("en").matches(match[1].removesuffix(" of the image").removesuffix(" in the image"))
@@ -156,6 +154,8 @@ def _parse_statement(matches: Sequence[Match]) -> Question | None:
     if who is None or not rest:
         return None
     relation = next((m.of("relation") for m in rest if m.of("relation")), None)
+    if relation and relation.is_told:
+        return None
     partners = _partners(rest)
     if relation and partners:
         needs = 2 if relation.value == "between" else 1

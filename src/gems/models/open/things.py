@@ -22,6 +22,7 @@ __all__ = [
     "RELATIONS",
     "SIZES",
     "THINGS",
+    "VERBS",
     "WORDS_FOLDER",
     "Home",
     "Thing",
@@ -82,6 +83,9 @@ RELATIONS: Final = (
     *("on", "holding", "flying over", "in"),
 )
 """What things can be to each other. "on" is sitting, standing or riding on; "between" has two other groups."""
+
+VERBS: Final = ("chasing", "jumping over", "playing with", "holding", "flying over")
+"""The relations that say what things do."""
 
 PLACES: Final = (
     *("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right"),

@@ -49,6 +49,7 @@ class Negations(Cursor):
         self.said_with, self.said_and = value == "with", not self.said_comma
         self.is_separated = True
         if match.text == ",":
+            self.drop_verb()
             self.relation = None
             if self.groups and self.groups[-1].more and _means_number(self.matches[self.position - 1]):
                 self.leave_number()  # "cats: 3, dogs: 2"
@@ -81,8 +82,8 @@ class Negations(Cursor):
     def take_no(self, match: Match) -> None:
         """A negation before its noun, or after it in languages that put it there."""
         unknown = self.waiting.unknown
-        if self.book.language in _NEGATING_AFTER and unknown:  # what no table has is not drawn anyway
-            self.left_out.append(" ".join((*unknown, match.text)))
+        if self.book.language in _NEGATING_AFTER and unknown:
+            self.leave_denial(*unknown, match.text)
             self.waiting.unknown = []
             return
         self.end_phrase()
@@ -98,7 +99,7 @@ class Negations(Cursor):
         if self.groups and kinds & {"thing", "number"}:
             self.deny_last()
         else:
-            self.left_out.append(match.text)
+            self.leave_denial(match.text)
 
     def deny_next(self, text: str) -> None:
         """The next noun must not be there."""
@@ -143,7 +144,7 @@ class Negations(Cursor):
         if thing := self.book.matches(match[1])[0].of("thing"):
             self.absent.append(INDEX[thing.value])
         else:
-            self.left_out.append(word)  # what no table has is not drawn anyway
+            self.leave_denial(word)
         return True
 
 

@@ -195,6 +195,8 @@ class _Reader(Scenery):
     def take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
+        if meaning.is_told:
+            self.left_out.append(match.text)
         if self.book.relations == "after" and self.follows_undrawn() and meaning.value in PLACING:
             if meaning.value in ABOVE and self.is_scene_before():
                 above = self.waiting if self.thing_follows() or not self.groups else self.groups[-1]
@@ -209,9 +211,11 @@ class _Reader(Scenery):
             if meaning.value not in ("in", "on", "holding"):
                 self.relation = None
             is_before = meaning.value != "holding" and self.book.relations == "between"
-            self.leading = meaning.value if is_before or self._stands_between(match) else ""
+            self.leading = meaning.value if is_before or _stands_between(match, self.book) else ""
             return
-        if self.book.relations == "after" and not self._stands_between(match):
+        self.drop_verb()
+        self.relation_text = match.text
+        if self.book.relations == "after" and not _stands_between(match, self.book):
             b = len(self.groups) - 1
             is_apart = self.is_apart and meaning.value != "playing with"  # "a boy and a dog play"
             free = b > 0 and not is_apart and not any(r.a == b - 1 for r in self.relations)
@@ -222,14 +226,6 @@ class _Reader(Scenery):
         else:
             self.relation = (meaning.value, self.subject(meaning.value))
         self.is_separated = True
-
-    def _stands_between(self, match: Match) -> bool:
-        """Chinese puts places after the second thing, and verbs between the two."""
-        relation = match.of("relation")
-        return self.book.language == "zh" and (
-            (relation is not None and relation.value == "holding")
-            or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
-        )
 
     def take_word(self, meaning: Meaning, match: Match) -> None:
         match meaning.value:
@@ -246,8 +242,10 @@ class _Reader(Scenery):
                 self.bound = match.text
             case "left out" | "unit":
                 self.left_out.append(match.text)
+            case "ignore" if meaning.is_told:
+                self.left_out.append(match.text)
             case "says" if self.negation:
-                self.left_out.append(f"{self.negation} {match.text}")
+                self.leave_denial(self.negation, match.text)
                 self.negation = ""
 
     def take_thing(self, meaning: Meaning, match: Match) -> None:
@@ -266,7 +264,7 @@ class _Reader(Scenery):
             self.end_phrase()
             return
         if self.negation and self.waiting.unknown and self.book.language == "zh":  # 没有帆的船
-            self.left_out.append(" ".join((self.negation, *self.waiting.unknown)))
+            self.leave_denial(self.negation, *self.waiting.unknown)
             self.negation, self.waiting.unknown = "", []
         if meaning.is_stand_in and not self.negation:
             self.stand_ins.append((match.text, meaning.value))
@@ -339,6 +337,15 @@ class _Reader(Scenery):
     def _take_unknown(self, word: str) -> None:
         if not self.lacks(word):
             self.waiting.unknown.append(word)
+
+
+def _stands_between(match: Match, book: Phrasebook) -> bool:
+    """Chinese puts places after the second thing, and verbs between the two."""
+    relation = match.of("relation")
+    return book.language == "zh" and (
+        (relation is not None and relation.value == "holding")
+        or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
+    )
 
 
 _COUNTING_AFTER: Final = ("ja", "ko", "zh")

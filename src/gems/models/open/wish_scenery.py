@@ -17,8 +17,8 @@ class Scenery(Negations):
 
     def take_background(self, meaning: Meaning, match: Match) -> None:
         """Read a background, or what one stands in for."""
-        if self.negation and meaning.is_stand_in:  # what has no drawing is not drawn anyway
-            self.left_out.append(" ".join((self.negation, *self.waiting.unknown, match.text)))
+        if self.negation and meaning.is_stand_in:
+            self.leave_denial(self.negation, *self.waiting.unknown, match.text)
             self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
             return
         if self.negation and not self.waiting.unknown:
@@ -59,6 +59,8 @@ class Scenery(Negations):
         self.waiting.unknown = []
         if self.background not in ("", meaning.value):
             self.missing.append(match.text)  # there is only one
+        elif meaning.is_told:
+            self.stand_ins.append((match.text, meaning.value))
         self.background = self.background or meaning.value
         if self.relation and self.relation[0] in ABOVE and self.relation[1] >= 0:
             self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from gems.errors import InputError
-from gems.models.open.draft_wording import noun_of
+from gems.models.open.draft_wording import SCENERY_NAMES, noun_of
+from gems.models.open.drawn_parts import has_part
 from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
-from gems.models.open.things import INDEX, LOOK_NAMES, THINGS
+from gems.models.open.things import INDEX, LOOK_NAMES, THINGS, VERBS
 from gems.models.open.wish import Relation, Wish
 from gems.models.open.wish_bonds import Bonds, Draft, quantity
 from gems.models.pocket.vocabulary import with_near_words
@@ -35,9 +36,10 @@ class Reading(NamedTuple):
 
     Attributes:
         wish: What it asks for.
-        stand_ins: Nouns that are drawn as something else: pairs of the user's word and the thing's name.
+        stand_ins: Nouns that are drawn as something else: the user's word, and the name of the thing or background.
         missing: Nouns that are not drawn.
         left_out: Words that mean nothing to the models.
+        denials: Those of them that deny something, such as "no animals": nothing can tell whether they are kept.
         language: The code of the language.
     """
 
@@ -45,6 +47,7 @@ class Reading(NamedTuple):
     stand_ins: tuple[tuple[str, str], ...] = ()
     missing: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    denials: tuple[str, ...] = ()
     language: str = "en"
 
     @property
@@ -64,7 +67,7 @@ _LONGEST_QUOTE: Final = 120
 
 
 def _a(name: str) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return SCENERY_NAMES.get(name) or f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 @dataclass
@@ -101,9 +104,12 @@ class Sketch(Bonds):
         super().__init__()
         self.book, self.texts, self.neighbour = book, texts, neighbour
         self.background = ""
+        self.relation_text = ""
+        """The last relation, as it was written."""
         self.absent: list[int] = []
         self.missing: list[str] = []
         self.left_out: list[str] = []
+        self.denials: list[str] = []
         self.waiting = Waiting()
         self.number_text = ""
         """The last number, as it was written."""
@@ -129,14 +135,21 @@ class Sketch(Bonds):
         self.leave_number()
         self.share_out()
         self.share_relations()
-        self.left_out += [self.negation] if self.negation else []
+        if self.negation:
+            self.leave_denial(self.negation)
+        self.drop_verb()
         self._write()
         self._join_mentions()
         absent = tuple(dict.fromkeys(self.absent))
+        for name, part in ((THINGS[g.thing].name, part) for g in self.groups for part in absent):
+            if has_part(name, part):
+                self.leave_denial(f"{noun_of(part, 2)} stay: every drawing of {_a(name)} has such a part")
         wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
         _check(wish, self.left_out, self.book)
-        left_out, missing = (tuple(dict.fromkeys(words)) for words in (self.left_out, self.missing))
-        return Reading(wish, tuple(self.stand_ins), missing, left_out, self.book.language)
+        missing, left_out, denials = (
+            tuple(dict.fromkeys(words)) for words in (self.missing, self.left_out, self.denials)
+        )
+        return Reading(wish, tuple(self.stand_ins), missing, left_out, denials, self.book.language)
 
     def _join_mentions(self) -> None:
         """A thing that is named once in each of two relations is one: "a cat on a chair, a lamp behind the chair"."""
@@ -162,8 +175,8 @@ class Sketch(Bonds):
         if not unknown:
             self._end_adjectives()
             return
-        if self.negation:  # what no table has is not drawn anyway
-            self.left_out.append(" ".join((self.negation, *unknown)))
+        if self.negation:
+            self.leave_denial(self.negation, *unknown)
             self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
             return
         is_awaited = not self.waiting.is_empty or self.relation is not None or self.said_with
@@ -273,6 +286,16 @@ class Sketch(Bonds):
             self.to_share.append(Relation(shared[0], last, shared[1]))
         self.said_with = self.said_and = self.said_comma = False
         self.is_separated = False
+
+    def leave_denial(self, *words: str) -> None:
+        """Leave out words that deny what no table has. It is hardly drawn, but nobody can see that it is not."""
+        self.left_out.append(" ".join(words))
+        self.denials.append(" ".join(words))
+
+    def drop_verb(self) -> None:
+        """Tell of a verb without an object, such as "a dog chasing": a relation needs two."""
+        if self.relation is not None and self.relation[0] in VERBS:
+            self.left_out.append(self.relation_text)
 
     def deny(self, text: str) -> None:
         """Refuse a negation of anything but a thing.

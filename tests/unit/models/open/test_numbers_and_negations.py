@@ -71,7 +71,7 @@ def test_a_number_that_counts_no_things_is_left_out(prompt: str, meaning: str, l
         ("犬と0匹の猫", "a dog, without cats"),
         ("a dog without cats and birds", "a dog, without cats and birds"),
         ("a dog without a cat or a bird", "a dog, without cats and birds"),
-        ("a beach without people and a dog", "a dog, on the sea, without people"),
+        ("an ocean without people and a dog", "a dog, on the sea, without people"),
         ("no cats, cows or pigs, just a horse", "a horse, without cats and cows and pigs"),
         ("a dog, not a cat", "a dog, without cats"),
         ("neither cats nor birds, a dog", "a dog, without cats and birds"),

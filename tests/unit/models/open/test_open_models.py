@@ -106,10 +106,14 @@ def test_the_whole_agent_solves_plain_wishes_and_never_a_stand_in() -> None:
             "un hibou la nuit",
             "a corgi",
             "a cat near a waterfall",
+            "a duck on a pond",
+            "a house with no animals",
         )
     }
     assert not solved["a corgi"]
     assert not solved["a cat near a waterfall"]
+    assert not solved["a duck on a pond"]
+    assert not solved["a house with no animals"]
     assert sum(solved.values()) >= 2
 
 

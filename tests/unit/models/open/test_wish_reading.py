@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from gems.errors import InputError
+from gems.models.open.chat import OpenChatModel
 from gems.models.open.draft_wording import terse
 from gems.models.open.foreign_wording import foreign
 from gems.models.open.phrasebook import TONGUES, phrasebook
+from gems.models.open.questions import parse_question
 from gems.models.open.things import BACKGROUNDS, INDEX, LOOK_NAMES, PLACES, RELATIONS, SIZES, THINGS
 from gems.models.open.wish import Group, Wish
 from gems.models.open.wish_reading import read
@@ -42,7 +44,7 @@ _THREE_IN_A_BASKET = "a pear, a lemon, an egg in a basket, the pear in the baske
         ("a house with a tree next to it", "a house, a tree, the tree next to the house"),
         ("a bird flying over the sea", "a bird at the top, on the sea"),
         ("two red flowers and three white flowers", "two red flowers, three white flowers"),
-        ("a beach without people", "on the sea, without people"),
+        ("an ocean without people", "on the sea, without people"),
         ("some sheep and many birds in a field", "some sheep, many birds, in a meadow"),
         ("a mouse in the top left corner", "a mouse at the top left"),
         ("a cat sitting on a chair in the background", "a cat on a chair in the background"),
@@ -106,6 +108,105 @@ def test_what_has_no_drawing_is_told_and_takes_its_looks_and_relations_along(
 ) -> None:
     reading = read(prompt)
     assert (terse(reading.wish), reading.notes) == (meaning, (note,))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning", "note"),
+    [
+        ("a duck on a pond", "a duck, on the sea", "'pond' is drawn as the sea"),
+        ("a bird over a lake", "a bird at the top, on the sea", "'lake' is drawn as the sea"),
+        ("two cats in a kitchen", "two cats, in a room", "'kitchen' is drawn as a room"),
+        ("a robot on the moon", "a robot, in outer space", "'on the moon' is drawn as outer space"),
+        ("a rooster at sunrise", "a rooster, at sunset", "'at sunrise' is drawn as a sunset"),
+        (
+            "a pear on a black background",
+            "a pear, on a plain background",
+            "'black background' is drawn as a plain backgr",
+        ),
+        ("ein Hund am Strand", "a dog, on the sea", "'am Strand' is drawn as the sea"),
+        ("deux chats dans la cuisine", "two cats, in a room", "'cuisine' is drawn as a room"),
+        ("un gatto in giardino", "a cat, in a meadow", "'in giardino' is drawn as a meadow"),
+        ("un perro en la playa", "a dog, on the sea", "'playa' is drawn as the sea"),
+        ("um pato no lago", "a duck, on the sea", "'lago' is drawn as the sea"),
+        ("een hond in de keuken", "a dog, in a room", "'keuken' is drawn as a room"),
+        ("pies na plaży", "a dog, on the sea", "'na plaży' is drawn as the sea"),
+        ("собака на кухне", "a dog, in a room", "'кухне' is drawn as a room"),
+        ("mutfakta bir kedi", "a cat, in a room", "'mutfakta' is drawn as a room"),
+        ("公园里有一只狗", "a dog, in a meadow", "'公园里' is drawn as a meadow"),
+        ("池のアヒル", "a duck, on the sea", "'池' is drawn as the sea"),
+        ("부엌에 고양이", "a cat, in a room", "'부엌에' is drawn as a room"),
+    ],
+)
+def test_a_place_that_is_drawn_as_another_is_told(prompt: str, meaning: str, note: str) -> None:
+    reading = read(prompt)
+    assert terse(reading.wish) == meaning
+    assert len(reading.notes) == 1
+    assert reading.notes[0].startswith(note)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a duck on the ocean", "a fox in the woods", "a dog on the lawn", "ein Hund im Gras"]
+)
+def test_another_name_of_a_background_is_that_background(prompt: str) -> None:
+    assert read(prompt).notes == ()
+
+
+def test_a_question_about_a_place_that_is_drawn_as_another_is_none_that_the_open_models_can_answer() -> None:
+    assert parse_question("Is the scene set in a room?") is not None
+    assert parse_question("Is the scene set in a kitchen?") is None
+    assert parse_question("Is the background a lake?") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning", "left_out"),
+    [
+        ("a robot waving", "a robot", "waving"),
+        ("a chef cooking soup", "a chef holding a bowl of soup", "cooking"),
+        ("a man wearing a cap", "a man holding a cap", "wearing"),
+        ("a dog chasing", "a dog", "chasing"),
+        ("a cat sleeping on a couch", "a cat on a couch", "sleeping on"),
+        ("an owl looking at a cat", "an owl next to a cat", "looking at"),
+        ("a bright lantern", "a lantern", "bright"),
+        ("ein Mann trinkt Kaffee", "a man holding a cup of coffee", "trinkt"),
+        ("eine süße Katze", "a cat", "süße"),
+        ("un chat mange une pomme", "a cat holding an apple", "mange"),
+        ("un hombre leyendo un libro", "a man holding a book", "leyendo"),
+        ("一只可爱的猫", "a cat", "可爱的"),
+        ("猫が魚を食べている", "a cat holding a fish", "を食べている"),
+        ("кот читает книгу", "a cat holding a book", "читает"),
+        ("elma yiyen bir at", "an apple, a horse, the horse holding the apple", "yiyen"),
+    ],
+)
+def test_verbs_and_adjectives_that_are_not_drawn_are_told(prompt: str, meaning: str, left_out: str) -> None:
+    reading = read(prompt)
+    assert (terse(reading.wish), reading.notes) == (meaning, (f"left out: {left_out}",))
+
+
+@pytest.mark.parametrize("prompt", ["a dog chasing a cat", "a boy holding a cup of tea", "a girl riding a horse"])
+def test_a_verb_that_is_drawn_is_no_news(prompt: str) -> None:
+    assert read(prompt).notes == ()
+
+
+def test_a_verb_that_is_drawn_as_another_is_no_question_that_the_open_models_can_answer() -> None:
+    assert parse_question("Is the chef holding the pizza?") is not None
+    assert parse_question("Is the chef eating the pizza?") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "denied"),
+    [
+        ("a house with no animals", "with no animals"),
+        ("a cat without a table", "without table"),
+        ("ein Haus ohne Gardinen", "ohne Gardinen"),
+        ("a curtainless window", "curtainless"),
+        ("a snowman without a hat", "sun hats stay: every drawing of a snowman has such a part"),
+    ],
+)
+def test_what_cannot_be_denied_is_told_and_asked_for(prompt: str, denied: str) -> None:
+    assert denied in read(prompt).denials
+    assert any(denied in note for note in read(prompt).notes)
+    asked = OpenChatModel()._decompose(prompt)["requirements"]
+    assert [parse_question(item["question"]) for item in asked if item.get("words") == denied] == [None]
 
 
 def test_an_unknown_noun_is_drawn_as_its_nearest_neighbour() -> None:
