@@ -113,7 +113,12 @@ def spent_images(generator: ImageGenerator, total: int = 9) -> int:
         mllm=ScriptedChatModel(script=answer),
         generator=generator,
         settings={
-            "memory": False, "plan": False, "skills": False, "seed": 1, "max_rounds": 1, "candidates": 1,
+            "memory": False,
+            "plan": False,
+            "skills": False,
+            "seed": 1,
+            "max_rounds": 1,
+            "candidates": 1,
             "budget": {"images": total},
         },
     )

@@ -10,7 +10,7 @@ import pytest
 from fakes import ScriptedChatModel
 from langgraph.checkpoint.sqlite import SqliteSaver
 from PIL import Image
-from servers.scripted_images import ScriptedServer, answering, draw, encoded, in_json
+from servers.scripted_images import ScriptedServer, answering, draw, encoded, in_json, spent_images
 
 import gems
 from gems.errors import BackendError
@@ -89,6 +89,66 @@ def test_a_fault_that_does_not_pass_is_told_at_once_with_what_to_do(fault: Any, 
     assert len(server.posts) == 1
     assert advice in str(result)
     assert bool(advice) is ("; " in str(result)), result
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (202, {"id": "j1", "status": "queued"}),
+        (200, {"id": "j1", "status": "queued", "message": "no idle worker"}),
+        (200, {"id": "j1", "polling_url": "/j1"}),
+        (200, {"id": "j1", "status": "starting", "error": None, "urls": {"get": "/j1"}}),
+        (200, {"code": 0, "message": "success", "data": {"task_id": "j1"}}),
+        (200, {"code": 200, "message": "success", "data": {"id": "j1", "status": "created", "error": ""}}),
+        (200, {"code": 200, "data": [{"task_id": "j1", "status": "submitted"}]}),
+        (200, {"code": 200, "msg": "success", "data": {"taskId": "j1", "error": {"code": 0, "message": ""}}}),
+        (200, {"output": {"task_id": "j1", "task_status": "PENDING"}, "request_id": "r"}),
+        (200, {"task_id": "j1", "base_resp": {"status_code": 0, "status_msg": "success"}}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "plain"])
+def test_a_request_that_was_taken_as_a_job_counts_as_an_image_and_is_told_as_one(
+    status: int, answer: Any, kind: str
+) -> None:
+    with answering(in_json(answer, status)) as server:
+        assert "it draws in the background" in str(draw(getattr(server, kind)()))
+        assert spent_images(getattr(server, kind)()) == 1
+        assert len(server.posts) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"id": "j1", "status": "failed"},
+        {"id": "j1", "message": "the prompt is too long"},
+        {"task_id": "j1", "error": {"message": "no such model"}},
+        {"task_id": "", "base_resp": {"status_code": 2013, "status_msg": "invalid params"}},
+        {"error": {"message": "no such model", "type": "invalid_request_error"}},
+    ],
+)
+def test_a_fault_counts_as_no_image(fault: Any) -> None:
+    with answering(in_json(fault)) as server:
+        assert "in the background" not in str(draw(server.openai()))
+        assert spent_images(server.openai()) == 0
+        assert len(server.posts) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"error": {"message": "The server had an error while processing your request", "type": "server_error"}},
+        {"error": {"message": "Wait a bit", "code": "InternalServerError"}},
+        {"error": {"message": "Wait a bit", "status": "INTERNAL"}},
+        {"error": "Internal server error"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "plain"])
+def test_an_error_of_the_servers_own_is_one_of_status_500(fault: Any, kind: str) -> None:
+    with answering(in_json(fault), GOOD) as server:
+        assert isinstance(draw(getattr(server, kind)()), GeneratedImage)
+        assert len(server.posts) == 2
+    with answering(in_json(fault)) as server:
+        assert spent_images(getattr(server, kind)()) == len(server.posts) == 3, "each may have been charged"
 
 
 @pytest.mark.parametrize(
