@@ -63,6 +63,10 @@ def answering(*answers: Answer) -> Iterator[ScriptedServer]:
             """The last answer."""
             self._answer(answers[-1])
 
+        def do_HEAD(self) -> None:
+            """The status of the last answer."""
+            self._answer((answers[-1][0], b"", "text/plain"))
+
         def _answer(self, answer: Answer) -> None:
             status, content, kind = answer
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -103,8 +107,8 @@ def draw(generator: ImageGenerator, prompt: str = "a car") -> GeneratedImage | B
     return result
 
 
-def spent_images(generator: ImageGenerator, total: int = 9) -> int:
-    """How many images count as spent after a run of one round and one candidate, without an image if all fails."""
+def spent_images(generator: ImageGenerator, total: int = 9, rounds: int = 1) -> int:
+    """How many images count as spent after a run with one candidate a round, without an image if all fails."""
 
     def answer(form: str, messages: list[Any], index: int) -> dict[str, Any]:
         return {"requirements": [{"question": "Is there a car?", "kind": "object"}]}

@@ -10,7 +10,7 @@ import pytest
 from fakes import ScriptedChatModel
 from langgraph.checkpoint.sqlite import SqliteSaver
 from PIL import Image
-from servers.scripted_images import ScriptedServer, answering, draw, encoded, in_json, spent_images
+from servers.scripted_images import ScriptedServer, answering, draw, encoded, file_of, in_json, spent_images
 
 import gems
 from gems.errors import BackendError
@@ -149,6 +149,43 @@ def test_an_error_of_the_servers_own_is_one_of_status_500(fault: Any, kind: str)
         assert len(server.posts) == 2
     with answering(in_json(fault)) as server:
         assert spent_images(getattr(server, kind)()) == len(server.posts) == 3, "each may have been charged"
+
+
+BLANK = encoded(Image.new("RGBA", (32, 24)))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (202, b"", "text/plain"),
+        (204, b"", "text/plain"),
+        (200, b"\x00\x01\x02\x00", "application/pdf"),
+        (200, b"<html>Sign in</html>", "text/html"),
+        in_json({"data": []}),
+        in_json({"data": None, "message": "success"}),
+        in_json({"data": [{"b64_json": BLANK}], "nsfw": True}),
+        in_json({"data": [{"b64_json": BLANK}]}),
+        in_json({"data": [{"url": "http://images.example.com/a.png"}]}),
+        in_json({"data": [{"url": "http://[/a.png"}]}),
+        (200, file_of(Image.new("L", (32, 24)), "GIF"), "image/gif"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "plain"])
+def test_what_a_server_has_accepted_counts_for_each_request(answer: Any, kind: str) -> None:
+    with answering(answer) as server:
+        assert spent_images(getattr(server, kind)()) == len(server.posts) >= 1
+
+
+@pytest.mark.parametrize("answer", [in_json({"id": "j1", "status": "queued"}), in_json({"data": []})])
+def test_a_budget_of_images_bounds_the_requests_that_bring_none(answer: Any) -> None:
+    with answering(answer) as server:
+        assert spent_images(server.openai(), total=2, rounds=5) == len(server.posts) <= 2
+
+
+@pytest.mark.parametrize(("status", "says"), [(401, "set the right key"), (402, "pay for more")])
+def test_a_check_of_a_server_that_does_not_take_the_key_fails(status: int, says: str) -> None:
+    with answering((status, b"", "text/plain")) as server, pytest.raises(BackendError, match=says):
+        server.plain().check()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ class JsonImages(RemoteGenerator):
         with charged():
             image = answer.file or await self._first_image(answer.sources, deadline)
         if answer.is_suspect:
-            image = await self.decode(image) if isinstance(image, bytes) else image
+            with charged():
+                image = await self.decode(image) if isinstance(image, bytes) else image
             if shows_nothing(image):
                 raise ContentRefusedError(f"{self.title}: the server's filter has blacked out the image")
         return image
