@@ -119,7 +119,7 @@ _IN_BACKGROUND: Final = re.compile(
     re.I,
 )
 """How a server says that it has taken a request as a job."""
-_ENDED: Final = re.compile(r"fail|error|cancel|reject|denied|expired|abort|invalid", re.I)
+_FAILURES: Final = re.compile(r"fail|error|cancel|reject|denied|expired|abort|invalid", re.I)
 """How it says that nothing comes of it."""
 _JOB_NAMES: Final = frozenset(
     {"task_id", "job_id", "prompt_id", "status_url", "polling_url", "response_url", "fetch_result", "eta"}
@@ -297,7 +297,9 @@ def _is_job(answer: object, reason: str) -> bool:
     fields = _fields(answer)
     parts = [fields, *(_fields(fields.get(name)) for name in _FRAMES)]
     states = [str(part.get(name)) for part in parts for name in _STATES]
-    if any(map(_ENDED.search, states)) or any(_says_error(part.get(name)) for part in parts for name in _ERROR_NAMES):
+    if any(map(_FAILURES.search, states)) or any(
+        _says_error(part.get(name)) for part in parts for name in _ERROR_NAMES
+    ):
         return False
     if any(part.get(name) for part in parts for name in _JOB_NAMES) or any(map(_IN_BACKGROUND.fullmatch, states)):
         return True
