@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from fakes import ScriptedChatModel
 from PIL import Image
 from servers.threaded import serving
 
+import gems
 from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
 
-__all__ = ["Answer", "ScriptedServer", "answering", "draw", "encoded", "file_of", "in_json"]
+__all__ = ["Answer", "ScriptedServer", "answering", "draw", "encoded", "file_of", "in_json", "spent_images"]
 
 Answer = tuple[int, Any, str]
 """Status, body and media type. A body that is not bytes is sent as JSON; ``@PATH@`` in it becomes the path."""
@@ -61,6 +63,10 @@ def answering(*answers: Answer) -> Iterator[ScriptedServer]:
             """The last answer."""
             self._answer(answers[-1])
 
+        def do_HEAD(self) -> None:
+            """The status of the last answer."""
+            self._answer((answers[-1][0], b"", "text/plain"))
+
         def _answer(self, answer: Answer) -> None:
             status, content, kind = answer
             body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -99,3 +105,30 @@ def draw(generator: ImageGenerator, prompt: str = "a car") -> GeneratedImage | B
     """One image of a generator."""
     [result] = generator.generate([ImageRequest(prompt, 7)])
     return result
+
+
+def spent_images(generator: ImageGenerator, total: int = 9, rounds: int = 1) -> int:
+    """How many images count as spent after a run with one candidate a round, without an image if all fails."""
+
+    def answer(form: str, messages: list[Any], index: int) -> dict[str, Any]:
+        return {"requirements": [{"question": "Is there a car?", "kind": "object"}]}
+
+    graph = gems.build_graph(
+        mllm=ScriptedChatModel(script=answer),
+        generator=generator,
+        settings={
+            "memory": False,
+            "plan": False,
+            "skills": False,
+            "seed": 1,
+            "max_rounds": 1,
+            "candidates": 1,
+            "budget": {"images": total},
+        },
+    )
+    try:
+        state = graph.invoke({"prompt": "a car"})
+    finally:
+        gems.close(graph)
+    assert not state.get("attempts"), "an image has arrived"
+    return int(state["usage"].images)

@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Final
 
 import pytest
 from PIL import Image
+from servers.scripted_images import spent_images
 from servers.threaded import serving
 
 from gems.authority import OPERATOR
 from gems.errors import BackendError, ContentRefusedError
-from gems.models.generators import GeneratedImage, ImageRequest
+from gems.models.generators import GeneratedImage, ImageGenerator, ImageRequest
 from gems.models.registry import init_image_generator
 from gems.options import GeneratorOptions
 
@@ -114,9 +115,13 @@ def draw(address: str, workflow: str, timeout: float = 5.0) -> GeneratedImage | 
 
 
 def _draw(address: str, workflow: str, timeout: float) -> GeneratedImage | BackendError:
-    options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", timeout=timeout)
-    [result] = init_image_generator(f"comfyui:{address}", options, OPERATOR).generate([ImageRequest("a car", 1)])
+    [result] = _generator(address, workflow, timeout).generate([ImageRequest("a car", 1)])
     return result
+
+
+def _generator(address: str, workflow: str, timeout: float) -> ImageGenerator:
+    options = GeneratorOptions(workflow=workflow, prompt_field="6.text", seed_field="3.seed", timeout=timeout)
+    return init_image_generator(f"comfyui:{address}", options, OPERATOR)
 
 
 def assert_is_ours(result: GeneratedImage | BackendError) -> None:
@@ -357,3 +362,37 @@ def test_a_workflow_without_an_image_says_what_there_is(
 ) -> None:
     _Handler.histories = [{RUN: entry(**output)}]
     assert f"the workflow makes no image; {says}" in str(draw(address, workflow))
+
+
+@pytest.mark.parametrize(
+    ("history", "view"),
+    [
+        (entry(), b""),
+        (entry(), b"<html>Sign in</html>"),
+        (entry(), b"GIF89a"),
+        (entry(images=["http://images.example.com/a.png"]), PNG),
+        (entry(gifs=[{"filename": "a.mp4", "type": "output"}]), PNG),
+        (entry(text=["hello"]), PNG),
+        (_failed("out of memory"), PNG),
+        ({"outputs": {}, "status": {"status_str": "error", "messages": [["execution_interrupted", {}]]}}, PNG),
+        (None, PNG),
+    ],
+)
+def test_a_workflow_that_the_server_took_counts_as_an_image_for_budgets(
+    address: str, workflow: str, history: Any, view: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Handler, "histories", [{RUN: history} if history else {}])
+    monkeypatch.setattr(_Handler, "view", view)
+    assert spent_images(_generator(address, workflow, 5.0)) == 1
+    assert len(_Handler.queued) == 1
+
+
+@pytest.mark.parametrize(
+    "accepts",
+    [400, 401, {"error": {"message": "no outputs"}, "node_errors": {"4": {"errors": [{"message": "no such file"}]}}}],
+)
+def test_a_workflow_that_the_server_did_not_take_counts_as_no_image(
+    address: str, workflow: str, accepts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Handler, "accepts", accepts)
+    assert spent_images(_generator(address, workflow, 5.0)) == 0

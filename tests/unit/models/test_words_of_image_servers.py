@@ -10,7 +10,7 @@ import pytest
 from fakes import ScriptedChatModel
 from langgraph.checkpoint.sqlite import SqliteSaver
 from PIL import Image
-from servers.scripted_images import ScriptedServer, answering, draw, encoded, in_json
+from servers.scripted_images import ScriptedServer, answering, draw, encoded, file_of, in_json, spent_images
 
 import gems
 from gems.errors import BackendError
@@ -89,6 +89,103 @@ def test_a_fault_that_does_not_pass_is_told_at_once_with_what_to_do(fault: Any, 
     assert len(server.posts) == 1
     assert advice in str(result)
     assert bool(advice) is ("; " in str(result)), result
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (202, {"id": "j1", "status": "queued"}),
+        (200, {"id": "j1", "status": "queued", "message": "no idle worker"}),
+        (200, {"id": "j1", "polling_url": "/j1"}),
+        (200, {"id": "j1", "status": "starting", "error": None, "urls": {"get": "/j1"}}),
+        (200, {"code": 0, "message": "success", "data": {"task_id": "j1"}}),
+        (200, {"code": 200, "message": "success", "data": {"id": "j1", "status": "created", "error": ""}}),
+        (200, {"code": 200, "data": [{"task_id": "j1", "status": "submitted"}]}),
+        (200, {"code": 200, "msg": "success", "data": {"taskId": "j1", "error": {"code": 0, "message": ""}}}),
+        (200, {"output": {"task_id": "j1", "task_status": "PENDING"}, "request_id": "r"}),
+        (200, {"task_id": "j1", "base_resp": {"status_code": 0, "status_msg": "success"}}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "plain"])
+def test_a_request_that_was_taken_as_a_job_counts_as_an_image_and_is_told_as_one(
+    status: int, answer: Any, kind: str
+) -> None:
+    with answering(in_json(answer, status)) as server:
+        assert "it draws in the background" in str(draw(getattr(server, kind)()))
+        assert spent_images(getattr(server, kind)()) == 1
+        assert len(server.posts) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"id": "j1", "status": "failed"},
+        {"id": "j1", "message": "the prompt is too long"},
+        {"task_id": "j1", "error": {"message": "no such model"}},
+        {"task_id": "", "base_resp": {"status_code": 2013, "status_msg": "invalid params"}},
+        {"error": {"message": "no such model", "type": "invalid_request_error"}},
+    ],
+)
+def test_a_fault_counts_as_no_image(fault: Any) -> None:
+    with answering(in_json(fault)) as server:
+        assert "in the background" not in str(draw(server.openai()))
+        assert spent_images(server.openai()) == 0
+        assert len(server.posts) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"error": {"message": "The server had an error while processing your request", "type": "server_error"}},
+        {"error": {"message": "Wait a bit", "code": "InternalServerError"}},
+        {"error": {"message": "Wait a bit", "status": "INTERNAL"}},
+        {"error": "Internal server error"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "plain"])
+def test_an_error_of_the_servers_own_is_one_of_status_500(fault: Any, kind: str) -> None:
+    with answering(in_json(fault), GOOD) as server:
+        assert isinstance(draw(getattr(server, kind)()), GeneratedImage)
+        assert len(server.posts) == 2
+    with answering(in_json(fault)) as server:
+        assert spent_images(getattr(server, kind)()) == len(server.posts) == 3, "each may have been charged"
+
+
+BLANK = encoded(Image.new("RGBA", (32, 24)))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (202, b"", "text/plain"),
+        (204, b"", "text/plain"),
+        (200, b"\x00\x01\x02\x00", "application/pdf"),
+        (200, b"<html>Sign in</html>", "text/html"),
+        in_json({"data": []}),
+        in_json({"data": None, "message": "success"}),
+        in_json({"data": [{"b64_json": BLANK}], "nsfw": True}),
+        in_json({"data": [{"b64_json": BLANK}]}),
+        in_json({"data": [{"url": "http://images.example.com/a.png"}]}),
+        in_json({"data": [{"url": "http://[/a.png"}]}),
+        (200, file_of(Image.new("L", (32, 24)), "GIF"), "image/gif"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["openai", "plain"])
+def test_what_a_server_has_accepted_counts_for_each_request(answer: Any, kind: str) -> None:
+    with answering(answer) as server:
+        assert spent_images(getattr(server, kind)()) == len(server.posts) >= 1
+
+
+@pytest.mark.parametrize("answer", [in_json({"id": "j1", "status": "queued"}), in_json({"data": []})])
+def test_a_budget_of_images_bounds_the_requests_that_bring_none(answer: Any) -> None:
+    with answering(answer) as server:
+        assert spent_images(server.openai(), total=2, rounds=5) == len(server.posts) <= 2
+
+
+@pytest.mark.parametrize(("status", "says"), [(401, "set the right key"), (402, "pay for more")])
+def test_a_check_of_a_server_that_does_not_take_the_key_fails(status: int, says: str) -> None:
+    with answering((status, b"", "text/plain")) as server, pytest.raises(BackendError, match=says):
+        server.plain().check()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

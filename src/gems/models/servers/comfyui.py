@@ -36,7 +36,7 @@ from gems.models.servers.comfyui_faults import (
 from gems.models.servers.error_texts import error_message, json_body, json_of_error
 from gems.models.servers.http_client import NotThereYetError
 from gems.models.servers.image_answers import JsonImages, read_answer
-from gems.models.servers.retries import PassingError
+from gems.models.servers.retries import PassingError, charged
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -130,7 +130,8 @@ class ComfyUIImages(JsonImages):
                 reason = self.reason(body) or ": no reason given"
                 raise BackendError(f"{self.title}: the workflow was refused{reason}", retryable=False)
             return await self.image_in(body, deadline)
-        return await self._saved_image(await self._wait(run, deadline), faults, deadline)
+        with charged():  # also if it failed: nodes have run before, of which some ask a provider
+            return await self._saved_image(await self._wait(run, deadline), faults, deadline)
 
     async def _saved_image(self, entry: Mapping[str, Any], faults: list[str], deadline: float) -> bytes | Image.Image:
         """The image of a workflow that has run. The server draws what it can of one with faults, and names them."""

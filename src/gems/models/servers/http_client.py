@@ -210,10 +210,14 @@ class ServerClient:
             BackendError: The server rejects the request.
         """
         async with self.exchange(method, path, deadline, **arguments) as response:
-            with charged() if method == "POST" and response.is_success else nullcontext():
-                body = await read_body(response)
+            return await self.body_of(response), _media_type(response)
+
+    async def body_of(self, response: httpx.Response) -> bytes:
+        """The body of an answer, if its status is one of success; what is wrong with it after a POST may cost."""
+        with charged() if response.request.method == "POST" and response.is_success else nullcontext():
+            body = await read_body(response)
             self.check_status(response, body)
-            return body, _media_type(response)
+            return body
 
     @asynccontextmanager
     async def exchange(

@@ -97,7 +97,7 @@ _NAMES_OF_IMAGES: Final = re.compile(
 )
 _NAMES_OF_OTHERS: Final = re.compile(
     r"thumb|preview|partial|logo|icon|avatar|input|init|mask|reference|request|prompt|source_|error|doc|help|web|status"
-    r"|cancel|callback|get|control|blur",
+    r"|poll|cancel|callback|get|control|blur",
     re.I,
 )
 _IMAGE_FILE: Final = re.compile(r"[^\s?#]+\.(?:png|jpe?g|webp|avif)(?:[?#]\S*)?", re.I)
@@ -118,10 +118,26 @@ _IN_BACKGROUND: Final = re.compile(
     r"|waiting",
     re.I,
 )
+"""How a server says that it has taken a request as a job."""
+_FAILURES: Final = re.compile(r"fail|error|cancel|reject|denied|expired|abort|invalid", re.I)
+"""How it says that nothing comes of it."""
 _JOB_NAMES: Final = frozenset(
-    {"id", "task_id", "job_id", "prompt_id", "status_url", "polling_url", "fetch_result", "eta"}
+    {"task_id", "job_id", "prompt_id", "status_url", "polling_url", "response_url", "fetch_result", "eta"}
 )
 """Names in an answer about an image that is drawn later."""
+_STATES: Final = ("status", "state", "task_status", "job_status")
+_FRAMES: Final = ("data", "output", "result", "response", "task", "job")
+"""Names under which servers put what they say of a job."""
+_SUCCESS: Final = re.compile(
+    r"\W*(?:ok|okay|success(?:ful(?:ly)?)?|succeed(?:ed)?|done|completed?|200|(?:操作|请求)?成功)\W*", re.I
+)
+"""How a server says that there is no fault, as some do in each answer."""
+_INTERNAL: Final = re.compile(
+    r"(?<![a-z])(?:internal(?:[ _.-]?(?:server[ _.-]?)?(?:error|failure))?|server[ _.-]?error)(?![a-z])", re.I
+)
+"""How servers class an error of their own, which with another status would be a 500."""
+_INTERNAL_WORDS: Final = re.compile(r"internal server error|(?:the )?server had an error", re.I)
+"""How they begin to tell of it."""
 
 
 _ERROR_NAMES: Final = ("error", "errors")
@@ -160,7 +176,8 @@ class JsonImages(RemoteGenerator):
         with charged():
             image = answer.file or await self._first_image(answer.sources, deadline)
         if answer.is_suspect:
-            image = await self.decode(image) if isinstance(image, bytes) else image
+            with charged():
+                image = await self.decode(image) if isinstance(image, bytes) else image
             if shows_nothing(image):
                 raise ContentRefusedError(f"{self.title}: the server's filter has blacked out the image")
         return image
@@ -215,10 +232,9 @@ class JsonImages(RemoteGenerator):
 
     def failure(self, answer: object, body: bytes) -> BackendError:
         """The error in an answer without an image, in the server's words."""
-        fault = error_message(body) if isinstance(answer, str) or json_body(body) is not None else words_of(answer)
-        reason = one_line(fault if mapping_in(answer) or isinstance(answer, str) else "") or one_line(
-            _faults_of_items(answer)
-        )
+        words = error_message(body) if isinstance(answer, str) or json_body(body) is not None else words_of(answer)
+        fault = one_line(words if mapping_in(answer) or isinstance(answer, str) else "")
+        reason = fault = fault or one_line(_faults_of_items(answer))
         if not reason and (reason := one_line(" ".join(_words_of_model(answer)))) and _DECLINES.search(reason):
             return ContentRefusedError(f"{self.title}: the model refuses to draw this: {reason}")
         message = f"{self.title}: the server answers without an image: {reason or 'no image'}"
@@ -226,21 +242,24 @@ class JsonImages(RemoteGenerator):
             return ContentRefusedError(message)
         if is_flagged(answer):
             return ContentRefusedError(f"{self.title}: the server's filter stopped the image")
-        names = {field_name(name) for name, value in mapping_in(answer).items() if value is not None}
         errors = list(_errors_in(answer))
         kinds = " ".join([*map(kind_of_error, errors), reason if " " not in reason else ""])
         status = next(filter(None, map(status_of_error, errors)), None)
         may_pass = not (is_unpaid(reason) or is_unpaid(body[:4000].decode("utf-8", "replace")))
-        is_job = bool(names & _JOB_NAMES) and not names.intersection(_ERROR_NAMES)
+        is_job = not status and may_pass and _is_job(answer, reason)
         if may_pass and not is_job and (is_busy(reason) or (not status and is_busy_kind(kinds))):
             return PassingError(message)
         words = f"{_QUOTES.sub('', reason)} {kinds}".strip()
-        true_status = meant_status(status or 400, words) if may_pass else 402
-        if is_passing_status(true_status):
+        status = status or (500 if _INTERNAL.search(kinds) or _INTERNAL_WORDS.match(reason) else 400)
+        true_status = meant_status(status, words) if may_pass else 402
+        if is_passing_status(true_status) and not is_job:
             return PassingError(message, may_cost=may_cost(true_status))
-        if _IN_BACKGROUND.fullmatch(reason) or (names & _JOB_NAMES and not reason):
+        if is_job:
             message += " (it draws in the background: give an address that answers with the image)"
-        return BackendError(f"{message}{advice_on(true_status, words)}", retryable=False)
+        error = BackendError(f"{message}{advice_on(true_status, words)}", retryable=False)
+        # Where no fault is told, whatever was done may be charged.
+        error.may_cost = is_job or not fault or bool(_SUCCESS.fullmatch(fault))
+        return error
 
     async def _download(self, address: str, deadline: float) -> Image.Image:
         """Download an image, from the configured server only: no other host may be contacted in its place."""
@@ -271,6 +290,30 @@ def _errors_in(answer: object, depth: int = _DEPTH) -> Iterator[Mapping[str, Any
             yield {"status": minimax_status(report)}
         word = fields.get("error")
         yield fields | ({"code": fields.get("code") or word} if isinstance(word, str) and " " not in word else {})
+
+
+def _is_job(answer: object, reason: str) -> bool:
+    """Whether a server says that it has taken the request, and draws later; ``reason`` is what it says at all."""
+    fields = _fields(answer)
+    parts = [fields, *(_fields(fields.get(name)) for name in _FRAMES)]
+    states = [str(part.get(name)) for part in parts for name in _STATES]
+    if any(map(_FAILURES.search, states)) or any(
+        _says_error(part.get(name)) for part in parts for name in _ERROR_NAMES
+    ):
+        return False
+    if any(part.get(name) for part in parts for name in _JOB_NAMES) or any(map(_IN_BACKGROUND.fullmatch, states)):
+        return True
+    says_nothing = not reason or is_busy(reason) or _SUCCESS.fullmatch(reason)  # any answer may have a number
+    return bool(_IN_BACKGROUND.fullmatch(reason) or (says_nothing and any(part.get("id") for part in parts)))
+
+
+def _fields(answer: object) -> dict[str, Any]:
+    return {field_name(name): value for name, value in mapping_in(answer).items()}
+
+
+def _says_error(error: object) -> bool:
+    """Whether there is anything in an error: some servers put an empty one into each answer."""
+    return any(map(_says_error, error.values())) if isinstance(error, Mapping) else bool(error)
 
 
 def is_busy(words: str) -> bool:

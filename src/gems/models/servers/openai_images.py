@@ -25,10 +25,10 @@ from gems.models.generators import ASKS, ImageRequest, Step, edit_instruction, j
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
 from gems.models.servers.bodies import is_image_file, is_packed, is_page, is_text, read_body
 from gems.models.servers.error_texts import error_message, is_refusal, json_body, refused_fields
-from gems.models.servers.http_client import RejectedError
+from gems.models.servers.http_client import RejectedError, advice_on
 from gems.models.servers.image_answers import JsonImages, decode_base64, is_busy, mapping_in, read_answer
 from gems.models.servers.image_files import decode_image
-from gems.models.servers.retries import PassingError
+from gems.models.servers.retries import PassingError, charged
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
 
@@ -201,16 +201,16 @@ class OpenAIImages(JsonImages):
         steps = fields["partial_images"] + 1
         async with self.exchange("POST", "/images/generations", deadline, json=fields) as response:
             if _EVENTS not in response.headers.get("content-type", ""):
-                body = await read_body(response)
-                self.check_status(response, body)
+                body = await self.body_of(response)
                 return await self.image_in(body, deadline)
-            if response.headers.get("content-encoding", "identity") != "identity":  # unpacked up to a limit
-                unpacked = await read_body(response)
-                response = httpx.Response(200, headers={"content-type": _EVENTS}, content=unpacked)
-            response.encoding = "utf-8"  # as of all events, whatever codec a header names
-            async for event in EventSource(response).aiter_sse():
-                if image := await asyncio.to_thread(self._image_of, event, steps, on_preview):
-                    return image
+            with charged() if response.is_success else contextlib.nullcontext():
+                if response.headers.get("content-encoding", "identity") != "identity":  # unpacked up to a limit
+                    unpacked = await read_body(response)
+                    response = httpx.Response(200, headers={"content-type": _EVENTS}, content=unpacked)
+                response.encoding = "utf-8"  # as of all events, whatever codec a header names
+                async for event in EventSource(response).aiter_sse():
+                    if image := await asyncio.to_thread(self._image_of, event, steps, on_preview):
+                        return image
         raise PassingError(f"{self.title}: the stream ended before the image arrived", may_cost=True)
 
     def _image_of(self, event: ServerSentEvent, steps: int, on_preview: Callable[[Step], None]) -> bytes | None:
@@ -259,9 +259,13 @@ class PlainImages(JsonImages):
         return self._refused.without(request)
 
     async def acheck(self) -> str:
-        """Check that a server answers at the address, with whatever status."""
+        """Check that a server answers at the address, with whatever status but that of a key it does not take."""
         async with self.exchange("HEAD", "", time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)) as response:
-            return f"{self.title} answers ({response.status_code} to HEAD)"
+            status = response.status_code
+            hint = advice_on(status, "")  # of a key or an account; other statuses may only say that it takes a POST
+            if hint and status != 403:  # which some answer to every HEAD
+                raise BackendError(f"{self.title}: {self._host} answers {status} to HEAD{hint}", retryable=False)
+            return f"{self.title} answers ({status} to HEAD){hint}"
 
     async def make(
         self, request: ImageRequest, deadline: float, on_preview: Callable[[Step], None]
@@ -288,7 +292,8 @@ class PlainImages(JsonImages):
             return body  # whatever it is, the decoder tells
         if not words:
             what = f"a page, such as one to log in ({kind})" if is_page(body) else kind
-            raise BackendError(f"{self.title}: the server answers without an image: {what}", retryable=False)
+            with charged():
+                raise BackendError(f"{self.title}: the server answers without an image: {what}", retryable=False)
         raise self.failure(words, body)
 
 
