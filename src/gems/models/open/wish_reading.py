@@ -220,7 +220,7 @@ class _Reader(Scenery):
             else:
                 self.relation = (meaning.value, -1 - b)
         else:
-            self.relation = (meaning.value, self.subject(meaning.value))
+            self.relation = (meaning.value, self.subject_of(meaning.value, match))
         self.is_separated = True
 
     def _stands_between(self, match: Match) -> bool:
