@@ -104,3 +104,14 @@ def test_notes_are_neither_failures_nor_errors_of_a_batch(tmp_path: Path) -> Non
     assert all(row["errors"] == [] for row in rows.values())
     index = pq.read_table(tmp_path / "out" / "index.parquet").to_pylist()
     assert {row["prompt"]: row["notes"] for row in index} == {prompt: row["notes"] for prompt, row in rows.items()}
+
+
+@pytest.mark.slow
+def test_what_the_open_models_print_reads_well(tmp_path: Path) -> None:
+    options = ("--generator", "open", "--mllm", "open", "--seed", 3, "--max-rounds", 2, "--no-memory")
+    result = gems("generate", "a dog on a table", *options, "--out", tmp_path / "out", home=tmp_path / "home")
+    printed = " ".join((result.stdout + result.stderr).split())
+    assert 'Does the image really show "on a table"?' in printed
+    assert "Next wording tried: arrangement place" in printed
+    [report] = (tmp_path / "out").rglob("report.html")
+    assert "`{" not in printed + report.read_text()

@@ -15,7 +15,16 @@ import numpy as np
 from PIL import Image
 
 from gems.models.calling import NOTES
-from gems.models.open.draft_wording import BACKGROUND_PHRASES, NUMBERS, clause, depth_of, joined, noun_of, terse
+from gems.models.open.draft_wording import (
+    BACKGROUND_PHRASES,
+    NUMBERS,
+    clause,
+    depth_of,
+    joined,
+    noun_of,
+    place_phrase,
+    terse,
+)
 from gems.models.open.neighbours import nearest_thing
 from gems.models.open.questions import Question, Who, parse_question, questions_of
 from gems.models.open.stage import Scene, layout, place_of, strangeness
@@ -88,8 +97,7 @@ class OpenChatModel(PocketChatModel):
         items: list[dict[str, Any]] = [
             {"question": text, "kind": _kind_of(question)} for text, question in questions_of(reading.wish)
         ]
-        items += [_unseen(word, name) for word, name in reading.stand_ins]
-        items += [_unseen(word) for word in reading.missing]
+        items += _undrawn(reading)
         items += [
             {"question": f'Does the image really keep to "{words}"?', "kind": "other", "words": words}
             for words in reading.denials
@@ -140,15 +148,20 @@ def _read(prompt: str) -> Reading:
     return read(prompt, nearest_thing)
 
 
-def _indefinite(word: str) -> str:
-    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"
+def _undrawn(reading: Reading) -> list[dict[str, Any]]:
+    """The requirements of what is drawn as something else, or not at all: they can never pass.
 
-
-def _unseen(word: str, name: str = "") -> dict[str, Any]:
-    """The requirement that what is drawn as something else, or not at all, is in the image; it can never pass."""
-    if name in BACKGROUND_PHRASES:
-        return {"question": f'Does the image really show "{word}"?', "kind": "other", "words": word}
-    return {"question": f"Is there really {_indefinite(word)} in the image?", "kind": "object", "words": word}
+    The words may be of any form and language.
+    """
+    names = dict(reading.stand_ins) | dict.fromkeys(reading.missing, "")
+    return [
+        {
+            "question": f'Does the image really show "{word}"?',
+            "kind": "other" if name in BACKGROUND_PHRASES else "object",
+            "words": word,
+        }
+        for word, name in names.items()
+    ]
 
 
 def _kind_of(question: Question) -> str:
@@ -295,9 +308,11 @@ def _judge(sight: Any, question: Question, numbers: _Numbers) -> tuple[float, st
         case "size":
             return sight.p_size(who, question.name), things
         case "place":
-            return sight.p_place(who, question.name), things
+            places = dict.fromkeys(place_phrase(place_of([item])) for item in sight.items(who))
+            return sight.p_place(who, question.name), things + (f", {' and '.join(places)}" if places else "")
         case "relation":
-            return sight.p_relation(question), things
+            p = sight.p_relation(question)
+            return p, _related(question, numbers, is_so=p >= 0.5)
         case "background":
             likeliest = max(BACKGROUND_PHRASES, key=sight.p_background)
             return sight.p_background(question.name), f"set {BACKGROUND_PHRASES[likeliest]}"
@@ -306,6 +321,15 @@ def _judge(sight: Any, question: Question, numbers: _Numbers) -> tuple[float, st
         case "text":
             text = sight.text[0]
             return sight.p_text(who, question.name), f'it says "{text}"' if text else "no text seen"
+
+
+def _related(question: Question, numbers: _Numbers, *, is_so: bool) -> str:
+    """What was seen of the things that a question relates."""
+    things = f"{_seen(numbers.get(question.who), question.who)} seen"
+    partners = " and ".join(_seen(numbers.get(who), who) for who in question.partners)
+    if any(numbers.get(who) == 0 for who in (question.who, *question.partners)):
+        return f"{things}, and {partners}"
+    return f"{things}, {'' if is_so else 'not '}{question.name} {partners}"
 
 
 def _seen(n: int | None, who: Who) -> str:

@@ -251,12 +251,16 @@ class Phrasebook:
     def _phrase_at(
         self, pieces: list[tuple[str, str, int, int]], position: int
     ) -> tuple[int, tuple[Meaning, ...], bool]:
-        """The longest phrase at a place; of "on the moon cakes" that is "on the", as its last word begins a noun."""
+        """The longest phrase at a place, unless its last word begins a longer one.
+
+        Of "on the moon cakes" that is "on the", and of "sitting on top of" it is "sitting".
+        """
         length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
         last = position + length - 1
         if length > 1 and all(meaning.kind != "thing" for meaning in meanings):
-            further, nouns, _ = self._longest_at(pieces[last : last + self._longest])
-            if further > 1 and any(meaning.kind == "thing" for meaning in nouns):
+            further, longer_meanings, is_certain = self._longest_at(pieces[last : last + self._longest])
+            kinds = {meaning.kind for meaning in longer_meanings}
+            if further > 1 and ("thing" in kinds or (is_certain and kinds & {"relation", "place"})):
                 return self._longest_at(pieces[position:last])
         return length, meanings, is_exact
 

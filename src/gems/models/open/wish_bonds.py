@@ -8,7 +8,7 @@ from typing import Final
 from gems.models.open.things import THINGS
 from gems.models.open.wish import Group, Relation
 
-__all__ = ["CONTAINERS", "PLACING", "SUPPORTS", "Bonds", "Draft", "quantity"]
+__all__ = ["CONTAINERS", "DOING", "PLACING", "SUPPORTS", "Bonds", "Draft", "quantity"]
 
 
 def quantity(number: str) -> tuple[int, bool]:
@@ -116,22 +116,29 @@ class Bonds:
         """The group that a relation begins with: the last, unless only who holds it, or what it is of, can do that."""
         last = len(self.groups) - 1
         before = {r.b: r for r in self.relations if r.c < 0}
-        if name in _DOING:
+        if name in DOING:
             index = last
-            while not self._is_alive(index) and index in before:
+            while not self.is_alive(index) and index in before:
                 index = before[index].a
-            return index if self._is_alive(index) else last
+            return index if self.is_alive(index) else last
         is_held = last in before and before[last].name == "holding"
         is_worn = THINGS[self.groups[last].thing].kind == "clothing"
         return before[last].a if is_held and name in PLACING and (is_worn or name != "in") else last
 
-    def head(self, index: int) -> int:
-        """What a group was said of: of "a castle on a mountain", the castle."""
-        while relation := next((r for r in self.relations if r.b == index and r.a < index), None):
+    def head(self, index: int, *names: str) -> int:
+        """What a group was said of, by some relations or any: of "a castle on a mountain", the castle."""
+        while relation := next(
+            (r for r in self.relations if r.b == index and r.a < index and (not names or r.name in names)), None
+        ):
             index = relation.a
         return index
 
-    def _is_alive(self, index: int) -> bool:
+    def referent(self, index: int) -> int:
+        """What "it" means after a group: that, or what bears it, stands on it or is in it."""
+        return self.head(index, "on", "in", "holding")
+
+    def is_alive(self, index: int) -> bool:
+        """Whether a group is somebody, a person or an animal."""
         return THINGS[self.groups[index].thing].kind in ("person", "animal")
 
     def relate(self, name: str, a: int, b: int) -> None:
@@ -141,7 +148,7 @@ class Bonds:
             name = "next to"
         if name in ("in", "under") and THINGS[second.thing].name in _WEATHER:
             return  # "in the rain"
-        if name == "in" and THINGS[second.thing].kind == "clothing" and self._is_alive(a):
+        if name == "in" and THINGS[second.thing].kind == "clothing" and self.is_alive(a):
             name = "holding"  # "a girl in a red dress"
         if name == "in" and THINGS[second.thing].name in SUPPORTS:
             name = "on"  # "en un plato"
@@ -162,7 +169,7 @@ PLACING: Final = (
     *("on", "flying over", "in"),
 )
 """The relations that say where a thing is, not what it does."""
-_DOING: Final = ("chasing", "jumping over", "playing with", "holding")
+DOING: Final = ("chasing", "jumping over", "playing with", "holding")
 CONTAINERS: Final = (
     *("amphora", "jar", "basket", "bucket", "package", "gift box", "bowl of soup", "cup of coffee", "glass of milk"),
     *(

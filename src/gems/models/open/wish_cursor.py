@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gems.models.open.phrasebook import Match, Phrasebook
+from gems.models.open.wish_bonds import DOING
 from gems.models.open.wish_sketch import Neighbour, Sketch
 
 __all__ = ["Cursor"]
@@ -74,6 +75,13 @@ class Cursor(Sketch):
             if not (match.of("look") or match.of("size") or (word and word.value == "ignore")):
                 return False
         return False
+
+    def subject_of(self, name: str, match: Match) -> int:
+        """Who is in a relation: what a verb after a comma or an "and" tells is of whom all before it was said."""
+        last = len(self.groups) - 1
+        is_verb = name in DOING or match.text.lower().split()[0].endswith("ing")
+        head = self.head(last) if self.is_word(-1, "and") and is_verb else last
+        return head if self.is_alive(head) and head != last else self.subject(name)
 
     def end_at_undrawn(self) -> None:
         """Remember that what stands here is no group: what follows is not about the group before it."""

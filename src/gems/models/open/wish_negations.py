@@ -46,6 +46,7 @@ class Negations(Cursor):
             return
         self.after_absent = ""
         self.said_comma = match.text == ","
+        self.is_with_apart = value == "with" and self.is_word(-1, "and")
         self.said_with, self.said_and = value == "with", not self.said_comma
         self.is_separated = True
         if match.text == ",":

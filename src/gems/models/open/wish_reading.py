@@ -224,7 +224,7 @@ class _Reader(Scenery):
             else:
                 self.relation = (meaning.value, -1 - b)
         else:
-            self.relation = (meaning.value, self.subject(meaning.value))
+            self.relation = (meaning.value, self.subject_of(meaning.value, match))
         self.is_separated = True
 
     def take_word(self, meaning: Meaning, match: Match) -> None:

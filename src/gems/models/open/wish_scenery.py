@@ -40,10 +40,10 @@ class Scenery(Negations):
         if not self.groups:
             self.left_out.append(match.text)
         elif self.thing_follows():
-            self.relation = (meaning.value, -1 - self.head(len(self.groups) - 1))
+            self.relation = (meaning.value, -1 - self.referent(len(self.groups) - 1))
             self.is_separated = True
         elif len(self.groups) > 1 and not any(len(self.groups) - 1 in (r.a, r.b) for r in self.relations):
-            self.relate(meaning.value, len(self.groups) - 1, self.head(len(self.groups) - 2))
+            self.relate(meaning.value, len(self.groups) - 1, self.referent(len(self.groups) - 2))
         else:
             self.left_out.append(match.text)
 

@@ -124,6 +124,8 @@ class Sketch(Bonds):
         self.is_apart = False
         """Whether an "and" or a comma stands between the last two groups."""
         self.said_with = self.said_and = self.said_comma = False
+        self.is_with_apart = False
+        """Whether a comma or an "and" stands before the last "with"."""
 
     def reading(self) -> Reading:
         """What has been read, at the end of the prompt.
@@ -279,8 +281,8 @@ class Sketch(Bonds):
             self.join(last)
         elif self.leading and last and not self.said_and:
             self.relate_to_leading(last)
-        elif self.said_with and last and self.can_hold(last - 1, last):
-            self.relate("holding", last - 1, last)
+        elif self.said_with and last and (holder := self._holder(last)) >= 0:
+            self.relate("holding", holder, last)
         elif shared and is_joined:
             self.shared = shared
             self.to_share.append(Relation(shared[0], last, shared[1]))
@@ -296,6 +298,10 @@ class Sketch(Bonds):
         """Tell of a verb without an object, such as "a dog chasing": a relation needs two."""
         if self.relation is not None and self.relation[0] in VERBS:
             self.left_out.append(self.relation_text)
+    def _holder(self, last: int) -> int:
+        """Who has what a "with" names: whoever is named before it or, after a comma, whom that was said of; else -1."""
+        candidates = (self.head(last - 1), last - 1) if self.is_with_apart else (last - 1,)
+        return next((k for k in candidates if self.can_hold(k, last)), -1)
 
     def deny(self, text: str) -> None:
         """Refuse a negation of anything but a thing.

@@ -93,6 +93,8 @@ def test_right_and_wrong_scenes_are_told_apart() -> None:
     )
     assert wrong["background"][0] < 0.5
     assert wrong["relation"][0] < 0.5
+    assert "not to the left of" in wrong["relation"][1]
+    assert "elephant" in wrong["relation"][1]
 
 
 def test_the_whole_agent_solves_plain_wishes_and_never_a_stand_in() -> None:

@@ -289,6 +289,67 @@ def test_a_thing_is_one_however_it_is_mentioned(prompt: str, meaning: str) -> No
     assert terse(read(prompt).wish).startswith(meaning)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "meaning"),
+    [
+        ("an owl sitting on top of a car at night", "an owl on top of a car, at night"),
+        ("a cat standing on the left of a dog", "a cat to the left of a dog"),
+        ("a cat on the top of a car", "a cat on top of a car"),
+        ("a cat at the top of a tree", "a cat on top of a tree"),
+        ("a cat at the top of the image", "a cat at the top"),
+        ("a house at the foot of a mountain", "a house next to a mountain"),
+        ("a dog at the feet of a man", "a dog next to a man"),
+        ("a bear on the side of a house", "a bear next to a house"),
+        ("a parrot on the shoulder of a man", "a parrot on a man"),
+        ("a cat on the back of a horse", "a cat on a horse"),
+        ("a cat on the left hand side of a horse", "a cat to the left of a horse"),
+        ("a boat in the middle of the picture", "a motor boat in the middle"),
+        ("a cat in the heart of a city", "a cat, in a city"),
+        ("eine Katze am Fuß eines Baumes", "a cat next to a tree"),
+        ("un chat au pied d'un arbre", "a cat next to a tree"),
+        ("un gato al pie de un árbol", "a cat next to a tree"),
+        ("un gatto ai piedi di un albero", "a cat next to a tree"),
+        ("um gato ao pé de uma árvore", "a cat next to a tree"),
+        ("een kat aan de voet van een boom", "a cat next to a tree"),
+        ("kot u stóp drzewa", "a cat next to a tree"),
+    ],
+)
+def test_a_noun_within_a_preposition_is_no_thing(prompt: str, meaning: str) -> None:
+    assert terse(read(prompt).wish) == meaning
+
+
+@pytest.mark.parametrize(
+    ("prompt", "holder"),
+    [
+        ("an astronaut riding a giraffe on the moon, holding a green umbrella", "astronaut"),
+        ("a man riding a horse, wearing a red hat", "man"),
+        ("a man riding a horse, with a red hat", "man"),
+        ("a man riding a horse and carrying a bag", "man"),
+        ("a dog chasing a cat, wearing a hat", "dog"),
+        ("a dog chasing a cat wearing a hat", "cat"),
+        ("un homme sur un cheval, tenant un parapluie", "man"),
+    ],
+)
+def test_a_participle_after_a_comma_is_about_the_subject(prompt: str, holder: str) -> None:
+    wish = read(prompt).wish
+    holders = [THINGS[wish.groups[relation.a].thing].name for relation in wish.relations if relation.name == "holding"]
+    assert holders == [holder]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bearer"),
+    [
+        ('a shop sign that says "OPEN" above a yellow door, with a robot waving in front of it', "door"),
+        ("a cat next to a house, with a dog behind it", "house"),
+        ("a cat behind a house, and next to it a dog", "house"),
+        ("a castle on a mountain, a dragon above it", "castle"),
+    ],
+)
+def test_it_is_the_last_thing_before_its_clause(prompt: str, bearer: str) -> None:
+    wish = read(prompt).wish
+    assert THINGS[wish.groups[wish.relations[-1].b].thing].name == bearer
+
+
 def test_a_second_background_is_missed() -> None:
     reading = read("a white sailboat on the sea at sunset")
     assert (reading.wish.background, reading.missing) == ("sea", ("at sunset",))
