@@ -119,7 +119,10 @@ class Budget(Frozen):
             return "seconds"
         if self.cost is not None:
             cost = self.prices.counted_cost(usage)
-            # Prices are floats: the tolerance keeps a limit that is reached exactly from counting as exceeded.
-            if cost >= self.cost or cost + images * self.prices.image > self.cost * (1 + 1e-9):
+            more = images * self.prices.image
+            # What costs nothing, such as calls of a model without a price that judge the last image, may go on. Prices
+            # are floats: the tolerance keeps a limit that is reached exactly from counting as exceeded.
+            is_free = not more and not self.prices.dearest_token
+            if not is_free and (cost >= self.cost or cost + more > self.cost * (1 + 1e-9)):
                 return "cost"
         return None

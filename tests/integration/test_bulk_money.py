@@ -255,6 +255,26 @@ def test_other_contents_of_a_skill_are_another_batch(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plain" / "batch.json").read_text())["skills"] == {}
 
 
+@pytest.mark.parametrize(
+    "total", [("--total-images", 60), ("--total-cost", 5, "--price", "image=0.04")], ids=["images", "cost"]
+)
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_prompts_whose_requests_fail_go_on_within_a_total(
+    rounds: int, total: tuple[object, ...], painter: Painter, tmp_path: Path
+) -> None:
+    """A request that fails counts as an image: with a share of its rounds' images alone, no prompt could end."""
+    batch = BatchFolder(tmp_path, painter, "--max-rounds", rounds, behaviour="shaky")
+    batch.write(PROMPTS[:3])
+    if rounds == 1:  # the first request uses up all that the prompt may ask for at once
+        assert batch.summary(*total, code=3)["to_retry"] > 0
+    summary = batch.summary(*total)
+    assert (summary["finished"], summary["failed"], summary.get("cut_short")) == (3, 0, None)
+    latest = {row["prompt"]: row for row in batch.rows()}
+    assert [len(row["attempts"]) for row in latest.values()] == [rounds] * 3
+    assert all(attempt["verdicts"] for row in latest.values() for attempt in row["attempts"])
+    assert summary["images"] == len(painter.requests()) > 3 * rounds
+
+
 # --- failures --------------------------------------------------------------------------------------------------------
 
 

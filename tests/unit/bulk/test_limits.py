@@ -26,7 +26,10 @@ def test_a_budget_in_money_is_checked_before_an_image_is_made() -> None:
     budget = Budget(cost=0.10, prices=Prices(image=0.05))
     assert budget.exhausted(Usage(images=1), images=1) is None
     assert budget.exhausted(Usage(images=1), images=2) == "cost"
-    assert budget.exhausted(Usage(images=2)) == "cost"
+    assert budget.exhausted(Usage(images=2), images=1) == "cost"
+    assert budget.exhausted(Usage(images=2), chat_calls=2) is None, "calls that cost nothing judge the last image"
+    paid_calls = Budget(cost=0.10, prices=Prices(image=0.05, prompt=1))
+    assert paid_calls.exhausted(Usage(images=2), chat_calls=2) == "cost"
 
 
 def spend(

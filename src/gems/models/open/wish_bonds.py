@@ -158,6 +158,11 @@ class Bonds:
             self.stand_ins.append((second.word, THINGS[second.thing].name))
         self.relations.append(Relation(name, a, b))
 
+    def holder(self, last: int, *, is_apart: bool) -> int:
+        """Who has what a "with" names: whoever is named before it or, after a comma, whom that was said of; else -1."""
+        candidates = (self.head(last - 1), last - 1) if is_apart else (last - 1,)
+        return next((k for k in candidates if self.can_hold(k, last)), -1)
+
     def can_hold(self, a: int, b: int) -> bool:
         """Whether one group is somebody, and another something to hold."""
         holder, thing = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]

@@ -281,7 +281,7 @@ class Sketch(Bonds):
             self.join(last)
         elif self.leading and last and not self.said_and:
             self.relate_to_leading(last)
-        elif self.said_with and last and (holder := self._holder(last)) >= 0:
+        elif self.said_with and last and (holder := self.holder(last, is_apart=self.is_with_apart)) >= 0:
             self.relate("holding", holder, last)
         elif shared and is_joined:
             self.shared = shared
@@ -298,10 +298,6 @@ class Sketch(Bonds):
         """Tell of a verb without an object, such as "a dog chasing": a relation needs two."""
         if self.relation is not None and self.relation[0] in VERBS:
             self.left_out.append(self.relation_text)
-    def _holder(self, last: int) -> int:
-        """Who has what a "with" names: whoever is named before it or, after a comma, whom that was said of; else -1."""
-        candidates = (self.head(last - 1), last - 1) if self.is_with_apart else (last - 1,)
-        return next((k for k in candidates if self.can_hold(k, last)), -1)
 
     def deny(self, text: str) -> None:
         """Refuse a negation of anything but a thing.

@@ -141,6 +141,7 @@ class ServerClient:
     def __init__(self, name: str, base_url: str, concurrency: int, key: SecretStr | None = None) -> None:
         self.name, self.title = name, public_name(name)
         self.url, self._has_answered = checked_url(base_url), False
+        self._host = self.url.netloc.decode("ascii").rpartition("@")[2]
         remember_secret(key)
         self._lock = threading.Lock()
         self._open = partial(_Session, self.title, concurrency, key)
@@ -272,19 +273,13 @@ class ServerClient:
             raise BackendError(f"{self.title}: {fault}", retryable=False) from None
 
     def _full(self, path: str) -> httpx.URL:
-        if "://" in path:
-            return httpx.URL(path)
-        if not path:
-            return self.url
+        if not path or "://" in path:
+            return httpx.URL(path) if path else self.url
         own_path, _, query = self.url.raw_path.partition(b"?")
         full_path = own_path.rstrip(b"/") + path.encode("ascii")
         if query:  # such as an API's version, which every request needs
             full_path += (b"&" if b"?" in full_path else b"?") + query
         return self.url.copy_with(raw_path=full_path)
-
-    @property
-    def _host(self) -> str:
-        return self.url.netloc.decode("ascii").rpartition("@")[2]
 
     def check_status(self, response: httpx.Response, body: bytes) -> None:
         """Raise the error that a status other than 2xx stands for; see ``fetch``."""

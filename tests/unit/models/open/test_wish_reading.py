@@ -132,7 +132,7 @@ def test_what_has_no_drawing_is_told_and_takes_its_looks_and_relations_along(
         ("pies na plaży", "a dog, on the sea", "'na plaży' is drawn as the sea"),
         ("собака на кухне", "a dog, in a room", "'кухне' is drawn as a room"),
         ("mutfakta bir kedi", "a cat, in a room", "'mutfakta' is drawn as a room"),
-        ("公园里有一只狗", "a dog, in a meadow", "'公园里' is drawn as a meadow"),
+        ("公园里有一只狗", "a dog, in a meadow", "'公园' is drawn as a meadow"),
         ("池のアヒル", "a duck, on the sea", "'池' is drawn as the sea"),
         ("부엌에 고양이", "a cat, in a room", "'부엌에' is drawn as a room"),
     ],
