@@ -15,9 +15,13 @@ from typing import Annotated, Any, Final, Literal, NotRequired, Self, TypeAlias,
 from langchain_core.messages import BaseMessage
 from langgraph.graph.message import add_messages
 from pydantic import (
+    AfterValidator,
+    AllowInfNan,
     BaseModel,
     Field,
     FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
     model_validator,
 )
 from typing_extensions import TypedDict, get_type_hints
@@ -220,9 +224,15 @@ class Memory(_Frozen):
     solved_count: int = Field(default=0, ge=0)
 
 
-_Count: TypeAlias = Annotated[int, Field(ge=0, lt=2**53)]
-"""What was counted: every number that JSON and JavaScript read exactly, and far from what storage refuses."""
-_Amount: TypeAlias = Annotated[FiniteFloat, Field(ge=0)]
+def _storable(count: int) -> int:
+    if count >= 2**53:
+        raise ValueError("no run counts so much")
+    return count
+
+
+_Count: TypeAlias = Annotated[NonNegativeInt, AfterValidator(_storable)]
+"""What was counted: below what JavaScript reads exactly, and far below what storage refuses."""
+_Amount: TypeAlias = Annotated[NonNegativeFloat, AllowInfNan(False)]
 
 
 class Usage(_Frozen):

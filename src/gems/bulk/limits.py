@@ -154,7 +154,7 @@ class Allowance:
             if limit := self._limits.limit_reached(self.usage, hours):
                 self.limit_reached = limit
                 return "stop"
-            more = self._more(key)
+            more = self._more(key, before or Usage())
             if more is None:
                 return "wait"
             self._shares[key] = Share(before or Usage(), more)
@@ -209,10 +209,10 @@ class Allowance:
     def _limited(self) -> list[str]:
         return [name for name in _FIGURES if getattr(self._limits.spending, name) is not None]
 
-    def _more(self, key: str) -> dict[str, float] | None:
+    def _more(self, key: str, before: Usage) -> dict[str, float] | None:
         """What a prompt may spend from now on; None if it has to wait for what others give back."""
         prices = self._limits.spending.prices
-        spending = _figures(self.usage, prices)
+        spending, own_spending = _figures(self.usage, prices), _figures(before, prices)
         dearest, too_little = _figures(self._max_usage, prices), self._cut_short.get(key, {})
         least = {"chat_calls": _LEAST_CALLS, "cost": self._most.get("images", 1) * prices.image}
         more: dict[str, float] = {}
@@ -220,8 +220,9 @@ class Allowance:
             left = getattr(self._limits.spending, name) - spending[name]
             free = left - sum(share.more[name] for share in self._shares.values())
             if name in self._most:
-                # Requests that fail count, too: a run can need all of it again, whatever it has spent before.
-                demand = self._most[name]
+                # Requests that fail count, too: a run can need more than that, and would be cut short for ever.
+                rest = 0.0 if key in self._cut_short else self._most[name] - own_spending[name]
+                demand = rest if rest > 0 else self._most[name]
             else:
                 demand = max(left / self._concurrency, 2 * dearest[name], least.get(name, 0))
                 demand = max(demand, 2 * too_little.get(name, 0))  # or it would be cut short at the same step for ever
