@@ -203,5 +203,5 @@ def _add_edges(graph: _Graph) -> None:
     add_choice("editor", after_generator, "verifier", "store_memory")
     add_choice("verifier", after_verifier, "review", "refiner", "store_memory")
     add_choice("review", after_review, "generator", "verifier", "refiner", "store_memory")
-    add_choice("refiner", after_refiner, "generator", "editor")
+    add_choice("refiner", after_refiner, "generator", "editor", "store_memory")
     graph.add_edge("store_memory", END)

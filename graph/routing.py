@@ -154,9 +154,9 @@ def outcome_without_images(state: GemsState, context: GemsContext) -> Outcome | 
     return "failed" if "failed" in undrawn else "budget"
 
 
-def after_refiner(state: GemsState) -> list[Send]:
-    """To the drawing of each proposal."""
-    return drawing_of(state)
+def after_refiner(state: GemsState) -> list[Send | Literal["store_memory"]]:
+    """To the drawing of each proposal; to the end if no prompt can mend what failed."""
+    return ["store_memory"] if state.get("outcome") else [*drawing_of(state)]
 
 
 def after_verifier(state: GemsState) -> Sequence[Literal["review", "refiner", "store_memory"]]:

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import Attempt, GemsState, Proposal, Requirement, Strategy, all_asked, best_attempt
+from gems.models.calling import UNMENDABLE, notes_of
 from gems.models.fencing import fence
 from gems.models.generators import ImageGenerator, guide_of, objection_to, redraws_edits
 from gems.models.lenient import Note, choice_of, field_name
@@ -147,7 +148,10 @@ def make_refiner(resources: Resources) -> Node:
             meter.reserved = _CALLS_AFTER
             form = form_for(Refinement if edits else RefinementWithoutEdit, state["prompt"])
             # The report says in words what the verifier saw: a model that cannot see can work from that.
-            answer = (await ask(meter, model, form, conversation, blind=True)).form
+            reply = await ask(meter, model, form, conversation, blind=True)
+            answer, reasons = reply.form, notes_of(reply.message, UNMENDABLE)
+            if reasons and context.review == "never":  # a person who reviews decides what ends a run
+                return GemsState(outcome="stalled", notes=reasons, usage=meter.usage)
             new_draft = " ".join(answer.prompt.split())
             if new_draft and answer.strategy != "reseed":
                 # A prompt that the provider refuses is not put in front again.

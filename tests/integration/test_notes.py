@@ -51,6 +51,42 @@ def test_notes_are_in_the_result_and_in_the_event_of_the_requirements(
     assert events[0]["notes"] == told
 
 
+def test_a_run_ends_once_its_chat_model_says_that_no_prompt_can_mend_what_failed(tmp_path: Path) -> None:
+    def script(schema: str, _: list[Any], index: int) -> AIMessage:
+        answers = {
+            "Plan": {"prompt": "a car"},
+            "Requirements": QUESTIONS,
+            "Verdicts": {"verdicts": [{"id": "r1", "answer": "no", "confidence": 0.9, "reason": "none"}]},
+            "Refinement": {"experience": "cars fail", "strategy": "rewrite", "prompt": f"the car {index}"},
+        }
+        metadata = {"gems_unmendable": ["it has no cars"]} if schema == "Refinement" else {}
+        return AIMessage(json.dumps(answers[schema]), response_metadata=metadata)
+
+    graph = build_graph(
+        mllm=ScriptedChatModel(script=script), generator=PaintGenerator(), images=ImageStore(tmp_path / "images")
+    )
+    out = graph.invoke({"prompt": "a car"}, context=GemsContext(memory=False, seed=5, max_rounds=5))
+    assert (out["outcome"], out["notes"], out["errors"], len(out["attempts"])) == ("stalled", ["it has no cars"], [], 1)
+    assert out["image"] is not None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", ["a cat and three corgis", "a dog on a table", "a dog next to a quokka"])
+def test_a_wish_that_the_open_models_cannot_draw_ends_once_all_else_is_right(prompt: str, tmp_path: Path) -> None:
+    options = ("--generator", "open", "--mllm", "open", "--seed", 3, "--no-memory", "--out", tmp_path / "out")
+    result = gems("generate", prompt, *options, home=tmp_path / "home")
+    assert result.returncode == 1, result.stderr
+    [record] = (tmp_path / "out").rglob("run.json")
+    content = json.loads(record.read_text())
+    *others, last = content["attempts"]
+    assert content["outcome"] == "stalled"
+    assert content["notes"][-1].startswith("all else is right")
+    undrawn = {r["id"] for r in content["requirements"] if r["question"].startswith("Does the image really show")}
+    assert {v["requirement_id"] for v in last["verdicts"] if v["answer"] != "yes"} == undrawn
+    assert all(any(v["answer"] != "yes" and v["requirement_id"] not in undrawn for v in a["verdicts"]) for a in others)
+    assert "`{" not in result.stdout + result.stderr
+
+
 @pytest.mark.slow
 def test_the_open_models_tell_what_they_leave_out(tmp_path: Path) -> None:
     options = ("--generator", "open", "--mllm", "open", "--max-rounds", 1, "--no-memory", "--out", tmp_path / "out")
@@ -108,10 +144,11 @@ def test_notes_are_neither_failures_nor_errors_of_a_batch(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_what_the_open_models_print_reads_well(tmp_path: Path) -> None:
-    options = ("--generator", "open", "--mllm", "open", "--seed", 3, "--max-rounds", 2, "--no-memory")
-    result = gems("generate", "a dog on a table", *options, "--out", tmp_path / "out", home=tmp_path / "home")
+    options = ("--generator", "open", "--mllm", "open", "--seed", 8, "--max-rounds", 2, "--no-memory")
+    prompt = "an astronaut riding a giraffe on the moon, holding a green umbrella"
+    result = gems("generate", prompt, *options, "--out", tmp_path / "out", home=tmp_path / "home")
     printed = " ".join((result.stdout + result.stderr).split())
-    assert 'Does the image really show "on a table"?' in printed
+    assert 'Does the image really show "on the moon"?' in printed
     assert "Next wording tried: arrangement place" in printed
     [report] = (tmp_path / "out").rglob("report.html")
     assert "`{" not in printed + report.read_text()

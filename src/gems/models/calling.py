@@ -19,7 +19,7 @@ from gems.models.servers.told_errors import with_told_errors
 from gems.models.tries import in_tries
 from gems.printable import printable
 
-__all__ = ["CALL", "LOST_ANSWERS", "NOTES", "REQUESTS", "call_model", "notes_of", "reading_in_threads"]
+__all__ = ["CALL", "LOST_ANSWERS", "NOTES", "REQUESTS", "UNMENDABLE", "call_model", "notes_of", "reading_in_threads"]
 
 T = TypeVar("T")
 
@@ -33,9 +33,13 @@ NOTES: Final = "gems_notes"
 """The key there of what the model has the user know beside its answer: a list of lines."""
 
 
-def notes_of(message: AIMessage) -> list[str]:
+UNMENDABLE: Final = "gems_unmendable"
+"""The key there, in an answer to the refiner, of why no prompt can mend what still fails: a list of lines."""
+
+
+def notes_of(message: AIMessage, key: str = NOTES) -> list[str]:
     """What a chat model notes for the user in its answer, one line each; other values are no notes."""
-    notes = message.response_metadata.get(NOTES)
+    notes = message.response_metadata.get(key)
     lines = (
         [" ".join(printable(note).split()) for note in notes if isinstance(note, str)]
         if isinstance(notes, list)

@@ -7,14 +7,14 @@ drafts are in English.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 import numpy as np
 from PIL import Image
 
-from gems.models.calling import NOTES
+from gems.models.calling import NOTES, UNMENDABLE
 from gems.models.open.draft_wording import (
     BACKGROUND_PHRASES,
     NUMBERS,
@@ -32,7 +32,7 @@ from gems.models.open.things import LOOK_NAMES, THINGS, VERBS
 from gems.models.open.weights import VISION, open_weights
 from gems.models.open.wish import Wish
 from gems.models.open.wish_reading import Reading, read
-from gems.models.pocket.chat import PocketChatModel, seeded
+from gems.models.pocket.chat import PocketChatModel, Tags, seeded
 from gems.models.pocket.weights import folder_fingerprint
 
 __all__ = ["OpenChatModel", "expected_of", "judge_all"]
@@ -97,16 +97,20 @@ class OpenChatModel(PocketChatModel):
         items: list[dict[str, Any]] = [
             {"question": text, "kind": _kind_of(question)} for text, question in questions_of(reading.wish)
         ]
-        items += _undrawn(reading)
-        items += [
-            {"question": f'Does the image really keep to "{words}"?', "kind": "other", "words": words}
-            for words in reading.denials
-        ]
-        return {"requirements": items}
+        return {"requirements": [*items, *_undrawn(reading)]}
 
-    def _metadata(self, prompt: str) -> dict[str, Any]:
-        notes = _read(prompt).notes
-        return {NOTES: list(notes)} if notes else {}
+    def _metadata(self, tags: Tags, forms: Collection[str]) -> dict[str, Any]:
+        if "Requirements" in forms:
+            notes = _read(tags.prompt).notes
+            return {NOTES: list(notes)} if notes else {}
+        failed_questions = {question for _, question in tags.failed_questions}
+        if "Refinement" not in forms or not failed_questions:
+            return {}
+        undrawn = {item["question"]: item["words"] for item in _undrawn(_read(tags.prompt))}
+        if not failed_questions <= undrawn.keys():
+            return {}
+        words = ", ".join(repr(words) for question, words in undrawn.items() if question in failed_questions)
+        return {UNMENDABLE: [f"all else is right, and no other prompt helps: the open models cannot draw {words}"]}
 
     def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
         if not images:
@@ -155,12 +159,18 @@ def _undrawn(reading: Reading) -> list[dict[str, Any]]:
     """
     names = dict(reading.stand_ins) | dict.fromkeys(reading.missing, "")
     return [
-        {
-            "question": f'Does the image really show "{word}"?',
-            "kind": "other" if name in BACKGROUND_PHRASES else "object",
-            "words": word,
-        }
-        for word, name in names.items()
+        *(
+            {
+                "question": f'Does the image really show "{word}"?',
+                "kind": "other" if name in BACKGROUND_PHRASES else "object",
+                "words": word,
+            }
+            for word, name in names.items()
+        ),
+        *(
+            {"question": f'Does the image really keep to "{words}"?', "kind": "other", "words": words}
+            for words in reading.denials
+        ),
     ]
 
 

@@ -15,7 +15,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
@@ -115,7 +115,7 @@ class PocketChatModel(BaseChatModel):
                 for name, args in calls
             ],
             usage_metadata=_usage(text, json.dumps([args for _, args in calls])),
-            response_metadata=self._metadata(tags.prompt) if "Requirements" in descriptions else {},
+            response_metadata=self._metadata(tags, descriptions),
         )
         if not calls and (one_word_question := _ONE_WORD.search(text)) and (images := images_in(messages)):
             probabilities = self._alternatives(one_word_question["question"], images[-1])
@@ -155,8 +155,8 @@ class PocketChatModel(BaseChatModel):
         questions = questions_of(parse_prompt(prompt))
         return {"requirements": [{"question": text, "kind": question.kind} for text, question in questions]}
 
-    def _metadata(self, prompt: str) -> dict[str, Any]:
-        """What goes with the requirements of a prompt, beside the answer."""
+    def _metadata(self, tags: Tags, forms: Collection[str]) -> dict[str, Any]:
+        """What goes with the answer in one of some forms."""
         return {}
 
     def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class PocketChatModel(BaseChatModel):
         attempts = len(tags["history"].splitlines())
         tries = attempts + len(tags["refused"].splitlines())
         elements = set(REWRITES[(tries - 1) % len(REWRITES)])
-        failed_questions = _FIX.findall(tags["best_attempt"])
+        failed_questions = tags.failed_questions
         kinds = list(dict.fromkeys(kind for kind, _ in failed_questions)) or ["nothing that I can see"]
         count = "1 attempt" if attempts == 1 else f"{attempts} attempts"
         so_far = (
@@ -207,6 +207,11 @@ class Tags:
     def prompt(self) -> str:
         """The user's prompt."""
         return self["user_prompt"]
+
+    @property
+    def failed_questions(self) -> list[tuple[str, str]]:
+        """The kinds and questions of what failed on the best attempt."""
+        return _FIX.findall(self["best_attempt"])
 
 
 def _text(message: BaseMessage) -> str:
