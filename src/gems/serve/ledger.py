@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from pydantic import ValidationError
+
 from gems.graph.state import ImageRef, Outcome, Usage
 from gems.runs.record import RunRecord
 from gems.serve.ledger_file import LedgerFile
@@ -106,7 +108,8 @@ class Run:
 
 _COLUMNS: Final = tuple(Run.__dataclass_fields__)
 _SHORT_RECORD: Final = (
-    "json_set(record, '$.attempts', json('[]'), '$.best', NULL, '$.requirements', json('[]'), '$.checks', json('[]'))"
+    "CASE WHEN json_valid(record) THEN json_set(record, '$.attempts', json('[]'), '$.best', NULL, "
+    "'$.requirements', json('[]'), '$.checks', json('[]')) END"
 )
 """A record of few bytes, with what its run has spent and noted."""
 
@@ -201,7 +204,7 @@ class Ledger:
             "ORDER BY sequence DESC LIMIT ?",
             (user, before if before is not None else 2**62, limit),
         )
-        return [_run(row) for row in rows]
+        return [_listed(row) for row in rows]
 
     def unfinished(self) -> list[tuple[str, str]]:
         """The user and the id of each run that a service which starts has to resume, in order."""
@@ -337,6 +340,15 @@ def _key_of_run(idempotency_key: str | None, position: int) -> str | None:
 def _day(seconds: float) -> str:
     """The day of a time, in UTC, as SQLite writes it."""
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
+
+
+def _listed(row: tuple[Any, ...]) -> Run:
+    """A run of a list, which no record of an older version keeps from being shown."""
+    try:
+        return _run(row)
+    except ValidationError:
+        place = _COLUMNS.index("record")
+        return _run((*row[:place], None, *row[place + 1 :]))
 
 
 def _run(row: tuple[Any, ...]) -> Run:

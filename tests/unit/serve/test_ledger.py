@@ -52,7 +52,7 @@ def test_an_accepted_run_is_kept_as_it_was(ledger: Ledger, tmp_path: Path) -> No
     reopened.close()
 
 
-def test_a_record_is_read_back_typed_and_left_out_of_pages(ledger: Ledger) -> None:
+def test_a_record_is_read_back_typed_and_without_its_attempts_in_pages(ledger: Ledger) -> None:
     run = accept(ledger)
     models = {"generator": ModelRecord("pocket", "f" * 64)}
     values = GemsState(prompt="two cats", outcome="solved", usage=Usage(images=2, prompt_tokens=7))
@@ -62,8 +62,12 @@ def test_a_record_is_read_back_typed_and_left_out_of_pages(ledger: Ledger) -> No
     assert ledger.run(run.id).record == record
     assert ledger.run(run.id).has_ended
     waiting = accept(ledger)
-    listed = [(e.id, e.record, e.outcome, e.score) for e in ledger.page("ann", before=None, limit=5)]
-    assert listed == [(waiting.id, None, None, 0.0), (run.id, None, "solved", 0.75)]
+    listed = [(e.id, e.record and e.record.usage, e.outcome, e.score) for e in ledger.page("ann", before=None, limit=5)]
+    assert listed == [(waiting.id, None, None, 0.0), (run.id, record.usage, "solved", 0.75)]
+    for text in ("{", '{"schema_version": 1}'):  # of a damaged file, or an older version
+        ledger.file.update("UPDATE runs SET record = ? WHERE id = ?", (text, run.id))
+        listed = [(e.id, e.record, e.outcome, e.score) for e in ledger.page("ann", before=None, limit=5)]
+        assert listed == [(waiting.id, None, None, 0.0), (run.id, None, "solved", 0.75)]
 
 
 def test_a_run_waits_for_one_answer(ledger: Ledger) -> None:
