@@ -62,6 +62,8 @@ def test_questions_are_understood_as_they_are_meant(seed: int) -> None:
 def test_a_terse_draft_reads_as_its_wish(seed: int) -> None:
     wish = scene_of(seed).wish
     assume("small airplane" not in terse(wish))  # which is a thing of its own
+    held = {relation.b for relation in wish.relations if relation.name == "holding"}
+    assume(all(relation.a not in held for relation in wish.relations))  # people say where the holder is
     assert questions_of(read(terse(wish)).wish) == questions_of(wish)
 
 
