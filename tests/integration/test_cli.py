@@ -418,6 +418,7 @@ def test_the_graph_is_drawn_with_its_own_arrows_and_no_others() -> None:
         ("review", "store_memory"),
         ("refiner", "generator"),
         ("refiner", "editor"),
+        ("refiner", "store_memory"),
         ("editor", "verifier"),
         ("editor", "store_memory"),
         ("store_memory", "__end__"),
