@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Final
 
-__all__ = ["as_markdown", "as_shown", "printable"]
+__all__ = ["as_markdown", "as_shown", "in_plain_words", "printable"]
 
 _BIDIRECTIONAL: Final = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 """Marks, embeddings, overrides and isolates of the bidirectional algorithm (Unicode Standard Annex 9)."""
@@ -30,3 +30,8 @@ def as_shown(value: object) -> object:
 def as_markdown(text: str) -> str:
     """A text as text in Markdown: it opens no line, column, link, image, code or tag."""
     return re.sub(r"[|\[<&`\\]", lambda special: f"&#{ord(special[0])};", re.sub(r"\s+", " ", printable(text)))
+
+
+def in_plain_words(experience: str) -> str:
+    """What a run has learned, without the marks by which the embedded chat models find elements of a wording again."""
+    return re.sub(r"`\{(\w+)\}`", r"\1", experience)

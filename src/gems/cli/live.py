@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from gems.cli.summaries import MARKS
+from gems.printable import in_plain_words
 
 if TYPE_CHECKING:
     from gems.graph.events import Event, PromptEvent, StepEvent, VerdictEvent
@@ -68,7 +68,7 @@ class LiveRun:
                     self.notes.add(str(note))
                     self._print(f"[dim]note: {_text(note)}[/]")
             case "experience":
-                self._print(f"[dim]learned: {escape(_in_words(event['experience']))}[/]")
+                self._print(f"[dim]learned: {escape(in_plain_words(event['experience']))}[/]")
             case "prompt":
                 self._show_prompt(event)
             case "step":
@@ -111,14 +111,6 @@ class LiveRun:
         question = self._questions.get(event["requirement_id"], event["requirement_id"])
         reason = f" [dim]{escape(event['reason'])}[/]" if event["answer"] != "yes" and event["reason"] else ""
         self._print(f"  {MARKS[event['answer']]} {escape(question)} [dim]{event['confidence']:.2f}[/]{reason}")
-
-
-def _in_words(experience: str) -> str:
-    return _FIELD.sub(r"\1", experience)
-
-
-_FIELD: Final = re.compile(r"`\{(\w+)\}`")
-"""Matches how the embedded chat models name an element of a wording, for themselves to read later."""
 
 
 def _text(value: object) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from gems.graph.state import Attempt, Verdict
 from gems.memory.image_store import decode_png
 from gems.models.public_names import public_fingerprint, public_name
-from gems.printable import as_shown
+from gems.printable import as_shown, in_plain_words
 from gems.runs.record import RunRecord
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["in_plain_words"] = in_plain_words
     return environment.get_template("report.html.j2")
 
 
