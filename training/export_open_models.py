@@ -64,10 +64,14 @@ def assemble_eyes(runs: Path) -> Eyes:
     namer.load_state_dict(torch.load(runs / "namer/namer.pt", weights_only=True)["average"])
     reader.load_state_dict(torch.load(runs / "letters/lettering.pt", weights_only=True))
     namer.eval()
-    drawings = torch.from_numpy(np.stack([prototype_image(thing) for thing in range(len(THINGS))]))
+    return Eyes(finder, namer, prototypes(namer, range(len(THINGS))).numpy(), reader, Calibration())
+
+
+def prototypes(namer: Namer, things: range) -> torch.Tensor:
+    """What the namer makes of things' drawings, (things, EMBEDDING)."""
+    drawings = torch.from_numpy(np.stack([prototype_image(thing) for thing in things]))
     with torch.inference_mode():
-        parts = [namer(normalise(part))[0] for part in drawings.split(64)]
-    return Eyes(finder, namer, torch.cat(parts).numpy(), reader, Calibration())
+        return torch.cat([namer(normalise(part))[0] for part in drawings.split(64)])
 
 
 def scenes(pipeline: OpenPipeline, count: int, seed: int) -> Iterator[_Scene]:

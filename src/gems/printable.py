@@ -34,4 +34,4 @@ def as_markdown(text: str) -> str:
 
 def in_plain_words(experience: str) -> str:
     """What a run has learned, without the marks by which the embedded chat models find elements of a wording again."""
-    return re.sub(r"`\{(\w+)\}`", r"\1", experience)
+    return re.sub(r"`\{(\w+)\}`", r"\1", experience.replace("}` `{", "}`, `{"))

@@ -149,6 +149,6 @@ def test_what_the_open_models_print_reads_well(tmp_path: Path) -> None:
     result = gems("generate", prompt, *options, "--out", tmp_path / "out", home=tmp_path / "home")
     printed = " ".join((result.stdout + result.stderr).split())
     assert 'Does the image really show "on the moon"?' in printed
-    assert "Next wording tried: arrangement place" in printed
+    assert "Next wording tried: arrangement, place, depth" in printed
     [report] = (tmp_path / "out").rglob("report.html")
     assert "`{" not in printed + report.read_text()

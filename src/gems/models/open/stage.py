@@ -553,7 +553,7 @@ def _pattern(n: int, size: float, rng: np.random.Generator) -> tuple[str, list[t
 
 # --- sampling -------------------------------------------------------------------------------------------------------
 
-CARRIERS: Final = ("placard", "t-shirt", "notebook", "open book", "envelope", "gift box", "scroll")
+CARRIERS: Final = ("placard", "t-shirt", "notebook", "open book", "envelope", "gift box", "scroll", "blackboard")
 """Things that a text is usually written on."""
 
 

@@ -48,6 +48,7 @@ class Bonds:
         self.groups: list[Draft] = []
         self.relations: list[Relation] = []
         self.stand_ins: list[tuple[str, str]] = []
+        self.left_out: list[str] = []
         self.relation: tuple[str, int] | None = None
         """A relation, and the group before it. In languages that put relations after their second group, it may be that
         the first group is still to come: then the number is -1 less the index of the second."""
@@ -146,10 +147,11 @@ class Bonds:
         first, second = self.groups[a], self.groups[b]
         if name == "around" and (first.count < 3 or second.count > 2):
             name = "next to"
-        if name in ("in", "under") and THINGS[second.thing].name in _WEATHER:
+        if name == "in" and THINGS[second.thing].name in _WEATHER:
             return  # "in the rain"
         if name == "in" and THINGS[second.thing].kind == "clothing" and self.is_alive(a):
             name = "holding"  # "a girl in a red dress"
+            self.left_out.append("wearing")
         if name == "in" and THINGS[second.thing].name in SUPPORTS:
             name = "on"  # "en un plato"
         if name == "on" and first.count > 3 * second.count:
@@ -188,10 +190,15 @@ CONTAINERS: Final = (
         "handbag",
         "barrel",
     ),
+    *("bowl", "jug", "cooking pot", "frying pan", "wheelbarrow", "doghouse", "water well", "washing machine"),
     *("stew", "wine glass", "toolbox", "takeout box", "wastebasket", "tent", "house", "hut", "car"),
 )
 """Where things are in, if a language only says that they are there."""
-SUPPORTS: Final = ("plate", "chair", "couch", "bed", "mountain", "snowy mountain", "horse", "bicycle", "motorcycle")
+SUPPORTS: Final = (
+    *("plate", "chair", "couch", "bed", "mountain", "snowy mountain", "horse", "bicycle", "motorcycle"),
+    *("table", "desk", "bench", "stool", "bookshelf", "tray", "rug", "pillow", "stove", "staircase", "swing"),
+    *("fence", "wall", "tree stump"),
+)
 """What things are on, whether a language says that they are in it, on it or there."""
 _WEATHER: Final = ("rain cloud", "snow cloud", "storm cloud", "sun")
 _FULL: Final = ("bowl of soup", "stew", "potted plant", "cup of coffee", "glass of milk", "wine glass")

@@ -108,7 +108,6 @@ class Sketch(Bonds):
         """The last relation, as it was written."""
         self.absent: list[int] = []
         self.missing: list[str] = []
-        self.left_out: list[str] = []
         self.denials: list[str] = []
         self.waiting = Waiting()
         self.number_text = ""

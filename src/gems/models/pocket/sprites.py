@@ -1,7 +1,7 @@
 """Twemoji drawings cut out of paper: one sprite for each drawing and look, its shadow and its shape.
 
-A drawing is named by its code point ("1f415" is a dog), a look by its word ("striped"; "" for natural colours). Twemoji
-graphics are CC BY 4.0 (https://github.com/jdecked/twemoji).
+A drawing is named by its code point ("1f415" is a dog), or by a word if Twemoji has none ("table"); a look by its word
+("striped"; "" for natural colours). Twemoji graphics are CC BY 4.0 (https://github.com/jdecked/twemoji).
 """
 
 from __future__ import annotations
@@ -64,6 +64,9 @@ def silhouette(twemoji: str, side: int) -> Image.Image:
     return Image.fromarray(_to_bytes(inner)).resize((side, side), Image.Resampling.BILINEAR)
 
 
+_OWN: Final = Path(__file__).parent / "drawings"
+"""Drawings of what Twemoji lacks, such as a table; they are named by a word instead of a code point."""
+
 _PAPER: Final = np.array([0.985, 0.97, 0.94], dtype=np.float32)
 _GLASS_EDGE: Final = np.array([0.80, 0.95, 0.97], dtype=np.float32)
 
@@ -80,7 +83,9 @@ class _Drawing:
 
 @lru_cache(maxsize=64)
 def _drawing(twemoji: str) -> _Drawing:
-    png = resvg_py.svg_to_bytes(svg_path=str(_twemoji_folder() / f"{twemoji}.svg"), width=SPRITE_SIZE)
+    own = _OWN / f"{twemoji}.svg"
+    file = own if own.exists() else _twemoji_folder() / f"{twemoji}.svg"
+    png = resvg_py.svg_to_bytes(svg_path=str(file), width=SPRITE_SIZE)
     square = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     canvas = Image.new("RGBA", (_SIDE, _SIDE))
     canvas.paste(square, (MARGIN, MARGIN))
