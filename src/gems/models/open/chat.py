@@ -88,9 +88,8 @@ class OpenChatModel(PocketChatModel):
 
     def _worded(self, prompt: str, elements: set[str], seed: str) -> dict[str, Any]:
         """The draft says the whole prompt in other words, but for what must not be there, which it does not name."""
-        wish = _read(prompt).wish
-        draft = _draft(wish, elements, seeded(seed))
-        return {"prompt": draft, "parts": [] if wish.absent else [{"words": prompt, "phrase": draft}]}
+        draft = _draft(_read(prompt).wish, elements, seeded(seed))
+        return {"prompt": draft, "parts": [{"words": prompt, "phrase": draft}]}
 
     def _decompose(self, prompt: str) -> dict[str, Any]:
         reading = _read(prompt)
@@ -106,11 +105,14 @@ class OpenChatModel(PocketChatModel):
         failed_questions = {question for _, question in tags.failed_questions}
         if "Refinement" not in forms or not failed_questions:
             return {}
-        undrawn = {item["question"]: item["words"] for item in _undrawn(_read(tags.prompt))}
+        reading = _read(tags.prompt)
+        undrawn = {item["question"]: item["words"] for item in _undrawn(reading)}
         if not failed_questions <= undrawn.keys():
             return {}
-        words = ", ".join(repr(words) for question, words in undrawn.items() if question in failed_questions)
-        return {UNMENDABLE: [f"all else is right, and no other prompt helps: the open models cannot draw {words}"]}
+        words = [words for question, words in undrawn.items() if question in failed_questions]
+        more = f" (they draw one background, and it is {reading.drawn_scene})" if {*words} & {*reading.scenes} else ""
+        cannot = f"the open models cannot draw {', '.join(map(repr, words))}{more}"
+        return {UNMENDABLE: [f"all else is right, and no other prompt helps: {cannot}"]}
 
     def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
         if not images:

@@ -58,7 +58,8 @@ class Scenery(Negations):
             self.left_out.append(LOOK_NAMES[self.waiting.look])
         self.waiting.unknown = []
         if self.background not in ("", meaning.value):
-            self.missing.append(match.text)  # there is only one
+            self.missing.append(match.text)
+            self.scenes.append(match.text)
         elif meaning.is_told:
             self.stand_ins.append((match.text, meaning.value))
         self.background = self.background or meaning.value

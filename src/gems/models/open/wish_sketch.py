@@ -37,7 +37,8 @@ class Reading(NamedTuple):
     Attributes:
         wish: What it asks for.
         stand_ins: Nouns that are drawn as something else: the user's word, and the name of the thing or background.
-        missing: Nouns that are not drawn.
+        missing: Nouns that are not drawn, and all backgrounds but one.
+        scenes: Those of them that are backgrounds.
         left_out: Words that mean nothing to the models.
         denials: Those of them that deny something, such as "no animals": nothing can tell whether they are kept.
         language: The code of the language.
@@ -46,6 +47,7 @@ class Reading(NamedTuple):
     wish: Wish
     stand_ins: tuple[tuple[str, str], ...] = ()
     missing: tuple[str, ...] = ()
+    scenes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     denials: tuple[str, ...] = ()
     language: str = "en"
@@ -55,7 +57,14 @@ class Reading(NamedTuple):
         """What the user should know."""
         stand_ins = [f"{word!r} is drawn as {_a(name)}" for word, name in self.stand_ins]
         missing = [f"not drawn: {', '.join(self.missing)}"] if self.missing else []
-        return (*stand_ins, *missing, *([f"left out: {', '.join(self.left_out)}"] if self.left_out else []))
+        more = f" (there is one background, {self.drawn_scene})" if self.scenes else ""
+        left_out = [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        return (*stand_ins, *(text + more for text in missing), *left_out)
+
+    @property
+    def drawn_scene(self) -> str:
+        """The background, as it is named in a sentence."""
+        return _a(self.wish.background)
 
 
 def in_short(text: str) -> str:
@@ -108,6 +117,7 @@ class Sketch(Bonds):
         """The last relation, as it was written."""
         self.absent: list[int] = []
         self.missing: list[str] = []
+        self.scenes: list[str] = []
         self.denials: list[str] = []
         self.waiting = Waiting()
         self.number_text = ""
@@ -147,10 +157,10 @@ class Sketch(Bonds):
                 self.leave_denial(f"{noun_of(part, 2)} stay: every drawing of {_a(name)} has such a part")
         wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
         _check(wish, self.left_out, self.book)
-        missing, left_out, denials = (
-            tuple(dict.fromkeys(words)) for words in (self.missing, self.left_out, self.denials)
+        missing, scenes, left_out, denials = (
+            tuple(dict.fromkeys(words)) for words in (self.missing, self.scenes, self.left_out, self.denials)
         )
-        return Reading(wish, tuple(self.stand_ins), missing, left_out, denials, self.book.language)
+        return Reading(wish, tuple(self.stand_ins), missing, scenes, left_out, denials, self.book.language)
 
     def _join_mentions(self) -> None:
         """A thing that is named once in each of two relations is one: "a cat on a chair, a lamp behind the chair"."""
