@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 PACKAGE := graph nodes skills memory src
 SOURCES := $(PACKAGE) benchmarks training docs examples tests
 # A strict editable install links file by file (type checkers need that), so a new file needs a new install.
-FILES := $(shell find $(PACKAGE) -name '*.py' -o -name 'SKILL.md' -o -name '*.safetensors' -o -name '*.j2' -o -path '*/page/*' | sort)
+FILES := $(shell find $(PACKAGE) -name '*.py' -o -name 'SKILL.md' -o -name '*.safetensors' -o -name '*.j2' -o -path '*/page/*' -o -path '*/drawings/*' | sort)
 LISTING := $(VENV)/.files
 
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
