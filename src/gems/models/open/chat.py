@@ -215,6 +215,9 @@ def _setting(wish: Wish) -> str:
     """The background where such things are mostly seen, for a wish that names none."""
     kinds = {THINGS[group.thing].kind for group in wish.groups}
     homes = {THINGS[group.thing].home for group in wish.groups}
+    own = [_SETTINGS[name] for group in wish.groups if (name := THINGS[group.thing].name) in _SETTINGS]
+    if own:
+        return own[0]
     if "water" in homes:
         return "sea"
     if homes and homes <= {"sky", "air"}:
@@ -223,6 +226,19 @@ def _setting(wish: Wish) -> str:
         return "room"
     return "city" if kinds & {"vehicle", "building"} and not kinds & {"animal", "plant"} else "meadow"
 
+
+_SETTINGS: Final = {
+    **dict.fromkeys(
+        ("penguin", "polar bear", "snowman", "plain snowman", "igloo", "sled", "skier", "snowboarder"), "snow"
+    ),
+    **dict.fromkeys(("camel", "bactrian camel", "cactus"), "desert"),
+    **dict.fromkeys(("rocket", "flying saucer", "satellite", "planet", "astronaut", "alien"), "space"),
+    **dict.fromkeys(("lighthouse", "seagull"), "sea"),
+    **dict.fromkeys(("scarecrow", "wheelbarrow", "swing", "sandcastle", "birdhouse", "bench"), "meadow"),
+    **dict.fromkeys(("fence", "gate", "doghouse", "water well", "windmill", "barn", "tent", "tractor"), "meadow"),
+    **dict.fromkeys(("street lamp", "statue", "traffic cone"), "city"),
+}
+"""Where a thing is mostly seen, if that is elsewhere than others of its kind are."""
 
 _INDOORS: Final = {"food", "drink", "tool", "furniture", "thing", "clothing", "instrument"}
 
