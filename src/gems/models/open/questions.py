@@ -130,8 +130,7 @@ def parse_question(text: str) -> Question | None:
     if match := _SCENE.fullmatch(plain):
         meanings = [m.of("background") for m in phrasebook("en").matches(match[1] or match[2])]
         meaning = next((m for m in meanings if m), None)
-        is_known = meaning is not None and not (meaning.is_stand_in or meaning.is_told)
-        return Question("background", name=meaning.value) if meaning and is_known else None
+        return Question("background", name=meaning.value) if meaning and not meaning.is_told else None
     if match := _BE.fullmatch(plain):
         return _parse_statement(
             phrasebook("en").matches(match[1].removesuffix(" of the image").removesuffix(" in the image"))

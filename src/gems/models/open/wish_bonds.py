@@ -197,7 +197,7 @@ CONTAINERS: Final = (
 SUPPORTS: Final = (
     *("plate", "chair", "couch", "bed", "mountain", "snowy mountain", "horse", "bicycle", "motorcycle"),
     *("table", "desk", "bench", "stool", "bookshelf", "tray", "rug", "pillow", "stove", "staircase", "swing"),
-    *("fence", "wall", "tree stump"),
+    *("fence", "wall", "tree stump", "tower", "sandcastle"),
 )
 """What things are on, whether a language says that they are in it, on it or there."""
 _WEATHER: Final = ("rain cloud", "snow cloud", "storm cloud", "sun")

@@ -99,9 +99,8 @@ class Cursor(Sketch):
         )
 
     def is_scene_before(self) -> bool:
-        """Whether the last noun that is no group is a background, not what one stands in for."""
-        background = self.matches[self.undrawn_at].of("background")
-        return background is not None and not background.is_stand_in
+        """Whether the last noun that is no group is a background."""
+        return self.matches[self.undrawn_at].of("background") is not None
 
     def is_about_undrawn(self, match: Match) -> bool:
         """Whether an adjective is about a noun before it that is no group; it goes with it."""

@@ -1,4 +1,4 @@
-"""The backgrounds of prompts, and the tables and walls that a background stands in for."""
+"""The backgrounds of prompts, and the relations to what was named before them."""
 
 from __future__ import annotations
 
@@ -16,21 +16,13 @@ class Scenery(Negations):
     """A cursor that knows where things are."""
 
     def take_background(self, meaning: Meaning, match: Match) -> None:
-        """Read a background, or what one stands in for."""
-        if self.negation and meaning.is_stand_in:
-            self.leave_denial(self.negation, *self.waiting.unknown, match.text)
-            self.negation, self.after_absent, self.waiting = "", "bare", Waiting()
-            return
+        """Read a background."""
         if self.negation and not self.waiting.unknown:
             self.deny(f"{self.negation} {match.text}")
         is_told_apart = self.waiting.number not in ("", "1") or (self.relation and self._begins_anew(meaning))
-        is_part_of_name = meaning.is_stand_in and " " not in match.text and self.book.adjectives != "after"
-        if self.waiting.unknown and is_told_apart and not is_part_of_name:  # but for "two dining tables"
+        if self.waiting.unknown and is_told_apart:
             self.end_phrase()  # "five waterfalls in a meadow", "a cat on a roof at night"
-        if meaning.is_stand_in:
-            self._furnish(meaning, match)
-        else:
-            self._set_scene(meaning, match)
+        self._set_scene(meaning, match)
         self.end_at_undrawn()
         self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
 
@@ -65,16 +57,6 @@ class Scenery(Negations):
         self.background = self.background or meaning.value
         if self.relation and self.relation[0] in ABOVE and self.relation[1] >= 0:
             self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"
-
-    def _furnish(self, meaning: Meaning, match: Match) -> None:
-        """A table or wall has no drawing: its room stands in for it. Its number, looks and relations go with it."""
-        text = " ".join((*self.waiting.unknown, match.text))
-        later = [background for following in self.next_matches() if (background := following.of("background"))]
-        if self.background in ("", meaning.value) and all(background.is_stand_in for background in later):
-            self.stand_ins.append((text, meaning.value))
-            self.background = meaning.value
-        else:
-            self.missing.append(text)
 
 
 ABOVE: Final = ("flying over", "on top of")
