@@ -286,6 +286,11 @@ class Usage(_Frozen):
         return self.tokens + self.lost_tokens
 
     @property
+    def lost_in_words(self) -> str:
+        """The tokens that are no part of the others since their answers were lost; empty if there are none."""
+        return f"about {self.lost_tokens:,} more tokens for answers that were lost" if self.lost_tokens else ""
+
+    @property
     def killed_in_words(self) -> str:
         """What a run has counted because it was in flight at a kill; empty if there was nothing."""
         counts = {"image": self.killed_images, "chat call": self.killed_calls}

@@ -16,7 +16,7 @@ from gems.errors import InputError
 from gems.graph.context import GemsContext
 from gems.graph.state import SCHEMA, GemsState, Turn, Usage
 from gems.nodes.resources import Node, Resources
-from gems.nodes.reuse import solved_before
+from gems.nodes.reuse import note_begun, solved_before
 from gems.seeds import MAX_SEED
 from gems.wording import check_prompt
 
@@ -37,6 +37,7 @@ def make_intake(resources: Resources) -> Node:
         context = resources.context(runtime)
         prompt, turns = check_prompt(state.get("prompt")), _turns(state.get("turns") or [])
         run_id = uuid.uuid4().hex[:12]
+        note_begun(run_id)
         seed = random.randrange(MAX_SEED + 1) if context.seed is None else context.seed
         runtime.stream_writer({"event": "start", "run_id": run_id, "seed": seed})
         start = _empty(prompt, run_id, seed) | GemsState(turns=turns)

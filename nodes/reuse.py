@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from collections import OrderedDict
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Final
@@ -23,7 +25,7 @@ from gems.models.registry import model_fingerprint
 from gems.nodes.resources import Resources
 from gems.nodes.retry import describe
 
-__all__ = ["note_solved", "solved_before"]
+__all__ = ["note_begun", "note_solved", "solved_before"]
 
 _IRRELEVANT_SETTINGS: Final = {
     "user",
@@ -34,6 +36,11 @@ _IRRELEVANT_SETTINGS: Final = {
     "budget",
 }
 """Settings that do not change what an image should look like."""
+_MOST_BEGUN: Final = 10_000
+_runs_begun_here = OrderedDict[str, None]()
+"""The latest runs that began in this process. Of another one, nobody knows who wrote its checkpoint: whoever has the
+file can exchange its images, verdicts and questions, and this machine's signature would stand under them."""
+_lock = threading.Lock()
 
 
 def solved_before(resources: Resources, context: GemsContext, runtime: Runtime[GemsContext], prompt: str) -> GemsState:
@@ -76,10 +83,20 @@ def _find_run(resources: Resources, context: GemsContext, runtime: Runtime[GemsC
     return run if note and run and is_own_note(place, key, note.value, run.value) else None
 
 
+def note_begun(run_id: str) -> None:
+    """Note that a run begins in this process."""
+    with _lock:
+        _runs_begun_here[run_id] = None
+        if len(_runs_begun_here) > _MOST_BEGUN:
+            _runs_begun_here.popitem(last=False)
+
+
 def note_solved(
     store: BaseStore, resources: Resources, context: GemsContext, prompt: str, run_id: str, trajectory: Trajectory
 ) -> None:
-    """Note that this run has solved a prompt, and what was remembered of it."""
+    """Note that this run has solved a prompt, and what was remembered of it, if all of the run was done here."""
+    if run_id not in _runs_begun_here:
+        return
     place, key = namespace(context.user, SOLVED), _key(resources, context, prompt)
     with suppress(InputError):  # no secret can be kept; `solved_before` says so
         store.put(place, key, solved_note(place, key, run_id, trajectory.model_dump(mode="json")), index=False)

@@ -10,7 +10,7 @@ import shutil
 import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import forked
 import pyarrow.parquet as pq
@@ -19,11 +19,21 @@ from PIL import Image
 
 from gems.bulk.export import Choice, export, write_index
 from gems.bulk.export_folder import lock_draft
-from gems.bulk.jobs import Job
-from gems.bulk.results import ResultsFile, claim, read_manifest, row_of, saved_jobs, write_jobs
+from gems.bulk.jobs import Job, JobFields
+from gems.bulk.results import (
+    AttemptFields,
+    BatchRow,
+    ResultsFile,
+    UsageFields,
+    claim,
+    read_manifest,
+    row_of,
+    saved_jobs,
+    write_jobs,
+)
 from gems.errors import BackendError, InputError
 from gems.graph.context import GemsContext
-from gems.graph.state import Usage
+from gems.graph.state import Requirement, Usage
 
 ODD_NAMES = ["my results", "100%", "50%20off", "a#b", "what?", "brüche 図", "[x]*", "a&b;c"]
 FORMATS = ["webdataset", "imagefolder", "preferences"]
@@ -243,15 +253,21 @@ def test_rows_and_exports_say_all_about_the_image_that_was_returned(tmp_path: Pa
     source, spent = make_batch(tmp_path / "out", ids=("a",)), Usage(images=2, prompt_tokens=9, extra_cost=0.5)
     record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
     [row] = record.rows(saved_jobs(source))
-    more: Any = {"usage": spent.model_dump(mode="json"), "run_id": "r", "error_kind": "input", "skills": ["counting"]}
+    more: dict[str, Any] = {
+        "usage": spent.model_dump(mode="json"),
+        "run_id": "r",
+        "error_kind": "input",
+        "skills": ["counting"],
+    }
     row["attempts"][1].update(quality=0.25, flaws="three hands", negative_prompt="people")
-    record.add({**row, **more})
+    record.add(cast(BatchRow, {**row, **more}))
     looks = {"quality": 0.25, "flaws": "three hands"}
     write_index(source, record)
     [line] = pq.read_table(source / "index.parquet").to_pylist()
     assert looks.items() <= line.items()
     assert [attempt["quality"] for attempt in line["attempts"]] == [0.5, 0.25]
     assert [attempt["negative_prompt"] for attempt in line["attempts"]] == ["", "people"]
+    more["usage"] = dict(spent)
     assert {**more, "line": 1, "copy": 0, "bound_to": row["bound_to"]}.items() <= line.items()
     export(source, "imagefolder", tmp_path / "i")
     example = json.loads((tmp_path / "i" / "train" / "metadata.jsonl").read_text())
@@ -260,6 +276,52 @@ def test_rows_and_exports_say_all_about_the_image_that_was_returned(tmp_path: Pa
     [pair] = pq.read_table(tmp_path / "p" / "data" / "train-00000.parquet").to_pylist()
     assert {pair["flaws_0"], pair["flaws_1"]} == {"", "three hands"}
     assert {pair["negative_prompt_0"], pair["negative_prompt_1"]} == {"", "people"}
+
+
+def _lacking(whole: Any, part: Any, path: str = "") -> list[str]:
+    """The fields of a result that a row of the index does not have, or has with another value."""
+    if isinstance(whole, list) and isinstance(part, list) and len(whole) == len(part):
+        return [name for a, b in zip(whole, part, strict=True) for name in _lacking(a, b, f"{path}[]")]
+    if not isinstance(whole, dict):
+        return [path] * (whole != part)
+    if not isinstance(part, dict):
+        return [path]
+    return [n for name, value in whole.items() for n in _lacking(value, part.get(name), f"{path}.{name}")]
+
+
+def test_the_index_has_every_field_of_a_result(tmp_path: Path) -> None:
+    source = make_batch(tmp_path / "out", ids=("a",))
+    record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
+    [row] = record.rows(saved_jobs(source))
+    spent = Usage(**{name: n for n, name in enumerate(Usage.model_fields, 1)})
+    asked = Requirement(id="r1", question="?", kind="count", skill="s", words="w", weight=0.5, must=False)
+    told: Any = {
+        "usage": spent.model_dump(mode="json"),
+        "requirements": [asked.model_dump(mode="json")],
+        **{name: ["a"] for name in ("skills", "memories", "errors", "notes")},
+        "run_id": "r",
+        "thread": "t",
+        "folder": "f",
+        "score": 0.5,
+        "rounds": 2,
+        "seconds": 1.5,
+        "at": "2026-01-01T00:00:00+00:00",
+        "error": "e",
+        "error_kind": "input",
+        "stopped_by_total": "",
+    }
+    for attempt in row["attempts"]:
+        attempt.update(negative_prompt="n", quality=0.25, flaws="f")
+    full: Any = {**row, **told}
+    assert set(full) == set(BatchRow.__annotations__) | set(JobFields.__annotations__)
+    assert set(full["usage"]) == set(UsageFields.__annotations__) == set(Usage.model_fields)
+    assert set(full["attempts"][0]) == set(AttemptFields.__annotations__)
+    record.add(full)
+    write_index(source, record)
+    [line] = pq.read_table(source / "index.parquet").to_pylist()
+    for attempt in full["attempts"]:  # they are told with their questions
+        attempt["verdicts"] = [{"question": "?", "answer": "yes", "confidence": 0.9}]
+    assert _lacking(full, line) == []
 
 
 def test_unsolved_prompts_and_rows_without_an_image_are_skipped(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def _models(chat: HangingChat, *more: str) -> tuple[str, ...]:
 
 @contextmanager
 def _service(folder: Path, daily: str, models: tuple[str, ...]) -> Iterator[tuple[ServiceProcess, httpx.Client]]:
-    keys = write_keys(folder / "keys.toml", ann=daily)
+    keys = write_keys(folder / "keys.toml", ann=f"{daily}\nmetrics = true")
     options = ("--keys", str(folder / "keys.toml"), "--no-memory", "--price", "prompt=1", "--price", "completion=1")
     options += ("--price", "image=0.001")
     with serving(folder / "home", *options, *models) as served, served.client(keys["ann"]) as client:
@@ -83,6 +83,8 @@ def test_who_hangs_up_during_a_call_pays_for_it(tmp_path: Path) -> None:
             served.wait_for(run, key=client.headers["authorization"].removeprefix("Bearer "))
             assert _spent(tmp_path)["tokens"] > tokens + 1000, path
             tokens = _spent(tmp_path)["tokens"]
+        metrics = client.get("/metrics").text
+        assert f'gems_spent_total{{what="lost_tokens"}} {float(tokens)}\n' in metrics
     assert _spent(tmp_path)["calls"] == chat.asked
 
 
@@ -115,6 +117,20 @@ def test_the_tokens_of_a_batch_end_although_no_answer_comes_in_time(tmp_path: Pa
     assert summary["cost_of_lost_answers_about"] == pytest.approx(
         summary["tokens_of_lost_answers_about"] / 1e6, abs=1e-4
     )
+
+
+def test_an_evaluation_tells_of_the_tokens_of_lost_answers(tmp_path: Path) -> None:
+    command = ["eval", "grammar", "--n", 1, "--images", 1, "--arms", "single,loop", "--generator", "pocket", "--json"]
+    command += ["--mllm", "openai:m", "--out", tmp_path / "out"]
+    with hanging_chat(lambda n: 0) as chat:
+        result = forked.gems(*command, home=tmp_path / "home", OPENAI_BASE_URL=chat.address, OPENAI_API_KEY="k")
+    arms = json.loads(result.stdout)["arms"]
+    lost = arms["loop"]["tokens_of_lost_answers_about"]
+    assert (arms["loop"]["tokens_per_prompt"], lost >= 1000 * chat.asked > 0) == (0, True)
+    assert "tokens_of_lost_answers_about" not in arms["single"]
+    words = f"about {lost:,} more tokens for answers that were lost"
+    reports = [(tmp_path / "out" / f"report.{kind}").read_text() for kind in ("md", "html")]
+    assert [" ".join(text.split()).count(words) for text in (result.stderr, *reports)] == [1, 1, 1]
 
 
 def test_calls_in_flight_when_a_batch_is_stopped_count_at_its_next_start(tmp_path: Path) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +20,7 @@ import pytest
 from fakes import PaintGenerator, ScriptedChatModel
 from langchain_core.messages import AIMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.store.memory import InMemoryStore
 from remembering import past
 from servers.threaded import serving
@@ -260,6 +265,35 @@ def test_a_memory_that_another_machine_wrote_says_of_no_prompt_that_it_is_solved
     assert out["attempts"][0].strategy == ("reuse" if secrets[0] and secrets[0] == secrets[1] else "plan")
     again = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
     assert again["attempts"][0].strategy == "reuse", "from now on it is this machine's"
+
+
+@pytest.mark.parametrize("node", ["verifier", "store_memory"])
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_a_run_of_another_process_is_remembered_and_not_reused(
+    tmp_path: Path, store: FaissStore, node: str, *, is_ours: bool
+) -> None:
+    """Images, verdicts and questions in its checkpoint may be anybody's; a run that stopped here is our own."""
+    config = {"configurable": {"thread_id": "1"}}
+    if is_ours:
+        _stop_before(node, tmp_path)
+    else:
+        call = f"_stop_before({node!r}, Path({str(tmp_path)!r}))"
+        code = f"from pathlib import Path; from {Path(__file__).stem} import _stop_before; {call}"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+    with closing(sqlite3.connect(tmp_path / "c.sqlite", check_same_thread=False)) as connection:
+        graph = pocket(tmp_path, store, checkpointer=SqliteSaver(connection))
+        out = graph.invoke(None, config, context=REUSE)
+    assert (out["outcome"], len(store.search(namespace("adam")))) == ("solved", 1)
+    again = pocket(tmp_path, store).invoke({"prompt": "a blue car"}, context=REUSE)
+    assert again["attempts"][0].strategy == ("reuse" if is_ours else "plan")
+
+
+def _stop_before(node: str, folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "c.sqlite", check_same_thread=False)) as connection:
+        graph = pocket(folder, InMemoryStore(), checkpointer=SqliteSaver(connection))
+        config = {"configurable": {"thread_id": "1"}}
+        graph.invoke({"prompt": "a blue car"}, config, context=REUSE, interrupt_before=[node])
 
 
 def _changed_notes(store: FaissStore, change: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from gems.bulk.export_folder import check_target, lock_draft, publish, remove_abandoned_drafts
+from gems.bulk.limits import usage_of
 from gems.bulk.results import (
     AttemptFields,
     BatchRow,
@@ -26,12 +27,14 @@ from gems.bulk.results import (
 )
 from gems.errors import InputError
 from gems.files import atomic_replacement
+from gems.graph.state import Requirement, Usage
 from gems.json_text import strict_json
 from gems.memory.image_store import ImageStore, read_from, stores_beside, without_foreign_chunks
 from gems.paths import make_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pydantic import BaseModel
 
 _T = TypeVar("_T")
 
@@ -54,19 +57,17 @@ def _verdicts_type() -> pa.DataType:
     return pa.list_(pa.struct([("question", pa.string()), ("answer", pa.string()), ("confidence", pa.float64())]))
 
 
+def _struct_of(model: type[BaseModel]) -> pa.DataType:
+    """The type of a model's fields. It is not written out, since pyarrow drops in silence what a type does not name."""
+    import pyarrow as pa
+
+    types: dict[object, pa.DataType] = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    return pa.struct([(name, types.get(f.annotation, pa.string())) for name, f in model.model_fields.items()])
+
+
 def _index_schema() -> pa.Schema:
     import pyarrow as pa
 
-    usage = pa.struct(
-        [
-            ("chat_calls", pa.int64()),
-            ("prompt_tokens", pa.int64()),
-            ("completion_tokens", pa.int64()),
-            ("images", pa.int64()),
-            ("seconds", pa.float64()),
-            ("extra_cost", pa.float64()),
-        ]
-    )
     attempt = pa.struct(
         [
             ("round", pa.int32()),
@@ -76,6 +77,8 @@ def _index_schema() -> pa.Schema:
             ("negative_prompt", pa.string()),
             ("seed", pa.int64()),
             ("score", pa.float64()),
+            ("passed", pa.int32()),
+            ("total", pa.int32()),
             ("image", pa.string()),
             ("sha256", pa.string()),
             ("verdicts", _verdicts_type()),
@@ -99,8 +102,9 @@ def _index_schema() -> pa.Schema:
             ("quality", pa.float64()),
             ("flaws", pa.string()),
             ("best", pa.int32()),
+            ("requirements", pa.list_(_struct_of(Requirement))),
             ("attempts", pa.list_(attempt)),
-            ("usage", usage),
+            ("usage", _struct_of(Usage)),
             ("seconds", pa.float64()),
             ("at", pa.string()),
             ("error", pa.string()),
@@ -156,7 +160,7 @@ def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
         "image": best and images.address(best["sha256"]),
         "sha256": best and best["sha256"],
         **(_looks(best) if best else {}),
-        "usage": {"extra_cost": 0.0, **row["usage"]} if "usage" in row else None,
+        "usage": dict(usage_of(row)) if "usage" in row else None,
         "attempts": [
             {
                 **attempt,

@@ -65,6 +65,10 @@ class UsageFields(TypedDict):
     images: int
     seconds: float
     extra_cost: NotRequired[float]
+    lost_tokens: NotRequired[int]
+    lost_cost: NotRequired[float]
+    killed_images: NotRequired[int]
+    killed_calls: NotRequired[int]
 
 
 class AttemptFields(TypedDict):

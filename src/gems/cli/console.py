@@ -355,5 +355,4 @@ def spending(usage: Usage, prices: Prices) -> str:
     parts += [f"{usage.tokens:,} tokens"] * (usage.tokens > 0)
     if cost := round(prices.cost(usage), 4):
         parts.append(f"cost {cost:,}")
-    parts += [f"about {usage.lost_tokens:,} more tokens for answers that were lost"] * (usage.lost_tokens > 0)
-    return ", ".join(parts)
+    return ", ".join(filter(None, [*parts, usage.lost_in_words]))

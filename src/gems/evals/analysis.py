@@ -15,6 +15,7 @@ from gems.bulk.results import AttemptFields, BatchRow, best_attempt_of
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt
 from gems.evals.scorers import arithmetic_mean, geometric_mean
+from gems.graph.state import Usage
 from gems.stats import bootstrap_interval, ratio_interval
 
 __all__ = ["Judged", "analyse", "compare", "judge"]
@@ -91,6 +92,7 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
     """
     right = _by_prompt(judged, lambda j: float(j.all_correct))
     usages = [usage_of(j.row) for j in judged]
+    usage_in_all = sum(usages, Usage())
     failures = [j.row for j in judged if j.row.get("error")]
     report = {
         "what": arm.what,
@@ -114,6 +116,9 @@ def analyse(arm: Arm, judged: Sequence[Judged], images: int, *, every_attempt: b
             (q.skill, s) for j in judged for q, s in zip(j.prompt.questions, j.returned_scores, strict=True)
         ),
     }
+    if usage_in_all.lost_tokens:
+        report["tokens_of_lost_answers_about"] = usage_in_all.lost_tokens
+        report |= {"cost_of_lost_answers_about": round(usage_in_all.lost_cost, 4)} if usage_in_all.lost_cost else {}
     if any(j.prompt.stratum for j in judged):
         report["by_stratum"] = _by((j.prompt.stratum, float(j.all_correct)) for j in judged)
     if arm.ordered:

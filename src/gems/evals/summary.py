@@ -21,6 +21,7 @@ from gems.errors import InputError
 from gems.evals.analysis import Judged, is_right
 from gems.extras import how_to_install
 from gems.files import write_atomically
+from gems.graph.state import Usage
 from gems.json_text import strict_json
 from gems.memory.image_store import ImageStore, decode_png, read_from, stores_beside
 from gems.printable import as_markdown, as_shown, printable
@@ -57,9 +58,11 @@ def write_report(out: Path, report: dict[str, Any], judged: dict[str, list[Judge
 
 
 def interrupted_in_words(arm: Mapping[str, Any]) -> str:
-    """What an arm has cost beside its figures, because it was killed or stopped; empty if nothing."""
+    """What an arm has cost beside its figures: at a kill or a stop, or for lost answers; empty if nothing."""
     images, calls = arm.get("images_in_flight_at_a_kill_at_most"), arm.get("interrupted_chat_calls")
     parts = [f"up to {images} more images were in flight at a kill"] if images else []
+    lost_tokens = arm.get("tokens_of_lost_answers_about", 0)
+    parts += [Usage(lost_tokens=lost_tokens).lost_in_words] if lost_tokens else []
     parts += [f"stops have interrupted steps that had made {calls} chat calls"] if calls else []
     return f"{'; '.join(parts)}: paid for, and in no figure" if parts else ""
 

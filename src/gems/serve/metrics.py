@@ -60,8 +60,8 @@ class Metrics(Collector):
         """Count a run that ended."""
         self._runs.labels(outcome).inc()
         self._run_seconds.observe(seconds)
-        for what, amount in (("images", usage.images), ("chat_calls", usage.chat_calls), ("tokens", usage.tokens)):
-            self._usage.labels(what).inc(amount)
+        for what in ("images", "chat_calls", "tokens", "lost_tokens"):
+            self._usage.labels(what).inc(getattr(usage, what))
 
     def count_refusal(self, reason: str) -> None:
         """Count a run that was not accepted."""

@@ -101,11 +101,17 @@ def _least(name: str, budget: Budget) -> float:
 def _spent(name: str, limit: float, usage: DayUsage, least: float) -> SpentError:
     what = "units of cost" if name == "cost" else name.replace("_", " ")
     left = limit - usage.settled[name]
-    if left < least:
+    if left <= 0:
         return SpentError(f"this key has used its {limit:,} {what} of the day", _until_midnight())
+    if left < least:
+        return SpentError(
+            f"this key has used {_shown(usage.settled[name])} of its {limit:,} {what} of the day; the {_shown(left)} "
+            f"that are left are too few for a run, which needs at least {_shown(least)}",
+            _until_midnight(),
+        )
     if not usage.unfinished:
         return SpentError(
-            f"{left:,g} of this key's {limit:,} {what} of the day are left, too few for all runs of this request",
+            f"{_shown(left)} of this key's {limit:,} {what} of the day are left, too few for all runs of this request",
             _until_midnight(),
         )
     return SpentError(
@@ -113,6 +119,11 @@ def _spent(name: str, limit: float, usage: DayUsage, least: float) -> SpentError
         "wait for them, or give each run a smaller budget",
         _SECONDS_TO_RETRY,
     )
+
+
+def _shown(amount: float) -> str:
+    """An amount without what adding up fractions leaves behind its digits."""
+    return f"{round(amount, 4):,}"
 
 
 def _until_midnight() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -50,6 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
     view: ClassVar[bytes] = PNG
     queue: ClassVar[list[Any]] = []
     token: ClassVar[str] = ""
+    kinds: ClassVar[Any] = {}
 
     def log_message(self, *_: Any) -> None:
         """Log nothing."""
@@ -66,6 +68,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(b"", 401)
         elif self.path.startswith("/history"):
             self._send(self.histories.pop(0) if len(self.histories) > 1 else self.histories[0])
+        elif self.path.startswith("/object_info"):
+            self._send(self.kinds)
         elif self.path.startswith("/queue"):
             self._send({"queue_running": self.queue, "queue_pending": []})
         else:
@@ -396,3 +400,88 @@ def test_a_workflow_that_the_server_did_not_take_counts_as_no_image(
 ) -> None:
     monkeypatch.setattr(_Handler, "accepts", accepts)
     assert spent_images(_generator(address, workflow, 5.0)) == 0
+
+
+KINDS: Final = {"KSampler": {"input": {}}, "CLIPTextEncode": {"input": {}}, "SaveImage": {"input": {}}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (KINDS, "has all 3 kinds"),
+        ({"data": KINDS}, "has all 3 kinds"),
+        ({"code": 0, "message": "ok", "result": [{"output": KINDS}]}, "has all 3 kinds"),
+        ({"data": {"KSampler": {}, "SaveImage": {}}}, "the server has no nodes CLIPTextEncode"),
+        ({"data": {"Other": {"input": {}}}}, "the server has no nodes CLIPTextEncode, KSampler, SaveImage"),
+        ({"error": {"type": "unauthorized", "message": "Please log in"}}, "answers with an error: Please log in"),
+        ({"code": 401, "success": False, "message": "Please log in", "data": None}, "answers with an error: .*log in"),
+        ({"data": {"error": "Please log in"}}, "answers with an error: .*Please log in"),
+        ({}, "does not list its kinds"),
+        ({"code": 0, "message": "ok", "data": None}, "does not list its kinds"),
+        (list(KINDS), "does not list its kinds"),
+        (b"null", "does not list its kinds"),
+        (b"<html>Sign in</html>", "a page, such as one to log in"),
+    ],
+)
+def test_the_check_reads_the_kinds_of_nodes_in_any_frame_and_tells_errors(
+    answer: Any, says: str, address: str, workflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Handler, "kinds", answer)
+    assert re.search(says, _checked(address, workflow))
+
+
+LOADERS: Final = {
+    "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd_xl.safetensors"}},
+    "2": {"class_type": "LoraLoader", "inputs": {"lora_name": "ink.safetensors", "model": ["1", 0], "strength": 1}},
+    "4": {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}},
+    "5": {"class_type": "LoadImage", "inputs": {"image": "now.png"}},
+}
+
+
+def _loaders(checkpoints: Any, loras: Any) -> dict[str, Any]:
+    return {
+        **KINDS,
+        "CheckpointLoaderSimple": {"input": {"required": {"ckpt_name": [checkpoints, {"tooltip": "x"}]}}},
+        "LoraLoader": {"input": {"required": {"model": ["MODEL"]}, "optional": {"lora_name": ["COMBO", loras]}}},
+        "VAELoader": {"input": {"required": {"vae_name": [["a.safetensors"]]}}},
+        "LoadImage": {"input": {"required": {"image": [["old.png"], {"image_upload": True}]}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "loras", "says"),
+    [
+        (["sd_xl.safetensors"], {"options": ["ink.safetensors"]}, "has all 7 kinds"),
+        (["sd_xl.safetensors"], {"remote": {}}, "has all 7 kinds"),
+        ("STRING", {}, "has all 7 kinds"),
+        ([{"content": "sd_xl.safetensors"}], {"options": ["ink.safetensors"]}, "has all 7 kinds"),
+        (
+            ["a/flux.ckpt", "a/sd_xl.safetensors", "b.pt", "c.pt"],
+            {"options": ["ink.safetensors"]},
+            r"the server has no sd_xl.safetensors \(1.ckpt_name\), but a/sd_xl.safetensors, \S+, \S+$",
+        ),
+        (
+            [],
+            {"options": ["Ink.safetensors"], "multiselect": False},
+            r"no sd_xl.safetensors \(1.ckpt_name\), but none; no ink.safetensors \(2.lora_name\), but Ink.safetensors$",
+        ),
+    ],
+)
+def test_the_check_tells_which_files_of_models_the_server_does_not_have(
+    checkpoints: Any, loras: Any, says: str, address: str, workflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Handler, "kinds", _loaders(checkpoints, loras))
+    path = Path(workflow)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **LOADERS}))
+    assert re.search(says, _checked(address, workflow))
+
+
+def _checked(address: str, workflow: str) -> str:
+    """What ``gems doctor`` says of the server."""
+    generator = _generator(address, workflow, 5.0)
+    try:
+        return str(generator.check())  # type: ignore[attr-defined]
+    except BackendError as error:
+        return str(error)
+    finally:
+        generator.close()  # type: ignore[attr-defined]

@@ -84,6 +84,9 @@ def test_an_absurd_count_of_tokens_is_none() -> None:
 
 
 _COUNTED = {"prompt_tokens": 10, "completion_tokens": 5}
+_IN = {"input_tokens": 7, "output_tokens": 5}
+_THOUGHT = {"completion_tokens_details": {"reasoning_tokens": 3}}
+_GOOGLE = {"promptTokenCount": 10, "candidatesTokenCount": 4}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,15 @@ _COUNTED = {"prompt_tokens": 10, "completion_tokens": 5}
         ANSWER | {"usage": {"promptTokens": 10, "completionTokens": "5"}},
         ANSWER | {"usage": {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 15}},
         ANSWER | {"usage": {"prompt_tokens": 4, "cache_read_input_tokens": 6, "output_tokens": 5, "total_tokens": 15}},
+        ANSWER | {"usage": {"prompt_tokens": 4, "cache_read_input_tokens": 6, "output_tokens": 5}},
+        ANSWER | {"usage": _IN | {"cache_creation_input_tokens": 2, "cache_read_input_tokens": 1}},
+        ANSWER | {"usage": _IN | {"cacheReadInputTokens": 3, "cache_creation_input_tokens": None}},
+        ANSWER | {"usage": {"prompt_tokens": 10, "cache_read_input_tokens": 3, "completion_tokens": 5}},
+        ANSWER | {"usage": {"prompt_tokens": 10, "completion_tokens": 2, "reasoning_tokens": 3}},
+        ANSWER | {"usage": _COUNTED | {"completion_tokens_details": {"reasoning_tokens": 3}}},
+        ANSWER | {"usage": {"input_tokens": 10, "output_tokens": 1, "output_tokens_details": {"reasoningTokens": 4}}},
+        ANSWER | {"usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12} | _THOUGHT},
+        ANSWER | {"usage": None, "usageMetadata": _GOOGLE | {"thoughtsTokenCount": 1}},
         ANSWER | {"usage": {"prompt_tokens": 10, "total_tokens": 15}},
         ANSWER | {"usage": {"completion_tokens": 5, "total_tokens": 15}},
         ANSWER | {"usage": {"prompt_tokens": 0, "completion_tokens": 0, "input_tokens": 10, "output_tokens": 5}},

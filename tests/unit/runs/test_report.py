@@ -141,3 +141,13 @@ def test_long_prompts_are_compared_in_a_moment() -> None:
     same = " ".join(map(str, range(400)))
     assert word_changes(same, same) == [Change("same", same)]
     assert word_changes(same, f"{same} more") == [Change("same", same), Change("added", "more")]
+
+
+def test_the_report_says_tokens_of_lost_answers_apart() -> None:
+    spent = {"images": 2, "chat_calls": 5, "prompt_tokens": 10, "completion_tokens": 5, "seconds": 1.5}
+    pages = [
+        " ".join(render_report(record(usage={**spent, **more}), [png("red"), png("blue")]).split())
+        for more in ({}, {"lost_tokens": 1200})
+    ]
+    assert "15 tokens, 1.5 s of work" in pages[0]
+    assert "15 tokens, about 1,200 more tokens for answers that were lost, 1.5 s of work" in pages[1]

@@ -251,6 +251,9 @@ def test_a_request_with_too_little_left_for_all_its_runs_is_told_how_much_is_lef
         SpentError, match=r"^2 of this key's 20 images of the day are left, too few for all runs of this"
     ):
         reserve(GemsContext(), client(images=20), day({"images": 18}), share=3, even=True)
+    context = GemsContext(budget=Budget(prices=Prices(image=9e6)))
+    with pytest.raises(SpentError, match=r"^10,500,000\.5 of this key's 15,000,000\.0 units of cost"):
+        reserve(context, client(cost=1.5e7), day({"cost": 4_499_999.5}), share=2, even=True)
 
 
 @pytest.mark.parametrize(
@@ -273,9 +276,14 @@ def test_money_is_reserved_by_the_operators_prices(budget: Budget, cost: float) 
 @pytest.mark.parametrize(
     ("limits", "usage", "message"),
     [
-        ({"images": 3}, {"images": 3}, "3 images of the day"),
-        ({"chat_calls": 9}, {"chat_calls": 6}, "9 chat calls of the day"),
-        ({"tokens": 20}, {"tokens": 20}, "20 tokens of the day"),
+        ({"images": 3}, {"images": 3}, "^this key has used its 3 images of the day$"),
+        ({"chat_calls": 9}, {"chat_calls": 9}, "^this key has used its 9 chat calls of the day$"),
+        (
+            {"chat_calls": 14},
+            {"chat_calls": 11},
+            "^this key has used 11 of its 14 chat calls of the day; the 3 that are left are too few .* at least 4$",
+        ),
+        ({"tokens": 20}, {"tokens": 23}, "^this key has used its 20 tokens of the day$"),
     ],
 )
 def test_a_key_that_reached_its_daily_limit_is_refused_until_midnight(
@@ -289,8 +297,9 @@ def test_a_key_that_reached_its_daily_limit_is_refused_until_midnight(
 def test_a_day_that_leaves_less_than_an_image_costs_is_spent() -> None:
     context = GemsContext(budget=Budget(prices=Prices(image=9.0)))
     assert reserve(GemsContext(), client(cost=10.0), day({"cost": 10.0}))[1]["cost"] == 0, "nothing has a price"
-    with pytest.raises(SpentError, match=r"10\.0 units of cost of the day"):
-        reserve(context, client(cost=10.0), day({"cost": 7.0}))
+    says = r"^this key has used 7\.1 of its 10\.0 units of cost of the day; the 2\.9 that are left .* at least 9\.0$"
+    with pytest.raises(SpentError, match=says):
+        reserve(context, client(cost=10.0), day({"cost": 7.1}))
 
 
 def test_what_a_run_may_use_at_most() -> None:

@@ -22,12 +22,15 @@ from gems.models.generators import ImageRequest, Step, joint_negative_prompt
 from gems.models.servers.base import CHECK_TIMEOUT, explain_options
 from gems.models.servers.bodies import is_page
 from gems.models.servers.comfyui_faults import (
+    absent_files,
     entry_of,
+    error_in,
     failure_of,
     has_saved,
     image_files,
     is_complete,
     is_refused,
+    kinds_in,
     node_faults,
     other_files,
     other_images,
@@ -101,14 +104,20 @@ class ComfyUIImages(JsonImages):
         return f"{super().fingerprint}+{hashlib.sha256(workflow.encode()).hexdigest()[:16]}"
 
     async def acheck(self) -> str:
-        """Check that the server answers, and has the kinds of nodes that the workflow uses."""
+        """Check that the server answers, and has the kinds of nodes and the files of models that the workflow uses."""
         deadline = time.monotonic() + min(self.options.timeout, CHECK_TIMEOUT)
-        available = await asyncio.to_thread(self._json, *await self.fetch("GET", "/object_info", deadline))
+        body, _ = await self.fetch("GET", "/object_info", deadline)
+        answer = await asyncio.to_thread(self._json, body)
+        kinds = {str(node.get("class_type")) for node in self._workflow.values()}
+        available = kinds_in(answer, kinds)
+        if not available and (words := error_in(answer)):
+            raise BackendError(f"{self.title}: the server answers with an error: {words}", retryable=False)
         if not available:
             return f"{self.title} answers, but does not list its kinds of nodes"
-        kinds = {str(node.get("class_type")) for node in self._workflow.values()}
         if missing_kinds := sorted(kinds - set(available)):
             raise BackendError(f"{self.title}: the server has no nodes {', '.join(missing_kinds)}", retryable=False)
+        if missing_files := absent_files(self._workflow, available):
+            raise BackendError(f"{self.title}: the server has no {'; no '.join(missing_files)}", retryable=False)
         return f"{self.title} answers, and has all {len(kinds)} kinds of nodes of the workflow"
 
     async def make(
@@ -197,14 +206,14 @@ class ComfyUIImages(JsonImages):
             return False
         return await asyncio.to_thread(_is_queue_without, body, run)
 
-    def _json(self, body: bytes, _: str) -> Mapping[str, Any]:
+    def _json(self, body: bytes) -> object:
         content = json_body(body)
         if content is None and body.strip() != b"null":
             fault = (
                 f"a page, such as one to log in: {self._host} needs another address" if is_page(body) else "not JSON"
             )
             raise PassingError(f"{self.title}: the server's answer is {fault}", may_cost=True)
-        return _mapping(content)
+        return content
 
     def reason(self, body: bytes) -> str:
         """See ``RemoteGenerator.reason``: with the inputs of the workflow that the server refuses."""

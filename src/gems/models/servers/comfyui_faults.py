@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,12 +13,15 @@ from gems.models.servers.error_texts import says_refusal, words_of
 from gems.secrets import one_line
 
 __all__ = [
+    "absent_files",
     "entry_of",
+    "error_in",
     "failure_of",
     "has_saved",
     "image_files",
     "is_complete",
     "is_refused",
+    "kinds_in",
     "node_faults",
     "other_files",
     "other_images",
@@ -37,6 +41,9 @@ _OTHER_FILE: Final = re.compile(
     re.IGNORECASE,
 )
 """Matches the name of a file that is no image that can be read."""
+_MODEL_FILE: Final = re.compile(r"\.(?:safetensors|sft|ckpt|pth?|bin|gguf|onnx)$", re.IGNORECASE)
+"""Matches the name of a model's file. What else is in no list may be there: a file that was uploaded a moment ago."""
+_MOST_NEAR_NAMES: Final = 3
 _ABOUT_NODES: Final = frozenset(
     {"node_id", "node_type", "class_type", "dependent_outputs", "traceback", "current_inputs", "current_outputs"}
 )
@@ -77,6 +84,55 @@ def _run_of_entry(entry: Mapping[str, Any]) -> str | None:
     in_queue = prompt[1] if isinstance(prompt, list) and len(prompt) > 1 else None
     run = entry.get("prompt_id") or in_queue
     return str(run) if isinstance(run, (str, int)) else None
+
+
+def kinds_in(answer: object, used_kinds: Iterable[str]) -> Mapping[str, Any]:
+    """The kinds of nodes that a server lists; empty if it lists none.
+
+    Args:
+        answer: What it answers.
+        used_kinds: The kinds that the workflow uses.
+    """
+    listings = (
+        fields for fields in _framed(answer) if any(kind in fields for kind in used_kinds) or _is_listing(fields)
+    )
+    return next(listings, {})
+
+
+def _is_listing(fields: Mapping[str, Any]) -> bool:
+    return any("input" in _mapping(value) for value in fields.values())
+
+
+def error_in(answer: object) -> str:
+    """What an answer says in place of what was asked for; empty if it says nothing, or only that all is well."""
+    words = filter(None, map(words_of, _framed(answer)))
+    return one_line(next((text for text in words if text.casefold() not in (*_SUCCESS_WORDS, "ok")), ""))
+
+
+def absent_files(workflow: Mapping[str, Any], kinds: Mapping[str, Any]) -> list[str]:
+    """The files of models that a workflow names and a server does not have, each with the nearest names that it has."""
+    faults = []
+    for number, node in workflow.items():
+        for name, value in node["inputs"].items():
+            if not isinstance(value, str) or not _MODEL_FILE.search(value):
+                continue
+            choices = _choices(_mapping(kinds.get(str(node.get("class_type")))), name)
+            if choices is not None and value not in choices:
+                near = ", ".join(difflib.get_close_matches(value, choices, _MOST_NEAR_NAMES, 0.0)) or "none"
+                faults.append(one_line(f"{value} ({number}.{name}), but {near}", _MOST_READ))
+    return faults
+
+
+def _choices(kind: Mapping[str, Any], name: str) -> list[str] | None:
+    """The values that an input takes; None if the server does not list them as texts."""
+    groups = [_mapping(_mapping(kind.get("input")).get(group)) for group in ("required", "optional")]
+    form = next((group[name] for group in groups if name in group), None)
+    if not isinstance(form, list) or not form:
+        return None
+    choices = form[0]
+    if choices == "COMBO":  # of newer nodes
+        choices = _mapping(form[-1]).get("options")
+    return choices if isinstance(choices, list) and all(isinstance(choice, str) for choice in choices) else None
 
 
 def _framed(answer: object, depth: int = 3) -> Iterator[Mapping[str, Any]]:
