@@ -82,12 +82,15 @@ def _settings_for(provider: str) -> dict[str, Any]:
     import openai
 
     from gems.models.servers.bodies import keep_whole
+    from gems.models.servers.stated_waits import name_wait
+
+    hooks: dict[str, list[Callable[..., Any]]] = {"response": [keep_whole, _sort, name_wait]}
 
     return {
         "check_embedding_ctx_length": False,
         "timeout": _TIMEOUT,
         "max_retries": 1,
-        "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [keep_whole, _sort]}),
+        "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks),
         "http_async_client": openai.DefaultAsyncHttpxClient(follow_redirects=False),
     }
 

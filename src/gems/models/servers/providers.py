@@ -21,6 +21,7 @@ from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
 from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
 from gems.models.servers.sent_requests import begin_request, may_send_again, note_refusal, watch
+from gems.models.servers.stated_waits import name_wait
 from gems.models.servers.told_errors import tell_errors
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
@@ -83,7 +84,7 @@ def _openai(model: str, options: ChatOptions) -> BaseChatModel:
     # No redirects: they could take prompts and images to any host.
     hooks: dict[str, list[Callable[..., Any]]] = {
         "request": [_end_in(options.timeout)],
-        "response": [keep_whole, _set_meant_status, note_refusal, _do_not_retry_in_vain],
+        "response": [keep_whole, _set_meant_status, note_refusal, _do_not_retry_in_vain, name_wait],
     }
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
