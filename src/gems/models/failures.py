@@ -110,6 +110,7 @@ def _carried_status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata") if isinstance(response, Mapping) else None  # of botocore
     carried = (
+        response.get("originalStatusCode") if isinstance(response, Mapping) else None,  # the model's own, of Bedrock
         getattr(error, "code", None),  # of Google; a word elsewhere
         getattr(error, "status_code", None),
         getattr(response, "status_code", None),

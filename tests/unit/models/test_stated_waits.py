@@ -16,7 +16,7 @@ from servers.threaded import serving
 from gems.authority import OPERATOR
 from gems.errors import BackendError
 from gems.faces import run_here
-from gems.memory.embedder import init_embedder
+from gems.memory import embedder
 from gems.models.capabilities import capabilities_of
 from gems.models.generators import ImageRequest
 from gems.models.registry import init_image_generator, init_mllm
@@ -168,7 +168,7 @@ def test_an_embedder_is_given_the_time_that_its_error_asks_for(
     url, asked = busy_server
     monkeypatch.setenv("OPENAI_BASE_URL", f"{url}/openai/v1")
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    assert init_embedder("openai:waits").embed_query("a car") == [1.0, 2.0]
+    assert embedder._embedder.__wrapped__("openai:waits").embed_query("a car") == [1.0, 2.0]
     assert waits == [19.0]
     assert len(asked) == 2
 
