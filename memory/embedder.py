@@ -189,9 +189,10 @@ class CachedEmbedder(Embeddings):
             try:
                 embedded = embed(new_texts)
             except Exception as error:  # of a provider's package, which has tried again already
-                told = next((cause for cause in causes_of(error) if isinstance(cause, BackendError)), None)
-                if told is not None:
-                    raise BackendError(f"the embedder {self.fingerprint}: {told}", reason=told.reason) from error
+                failure = next((cause for cause in causes_of(error) if isinstance(cause, BackendError)), None)
+                if failure is not None:  # of the hook that reads answers, which does not know the model
+                    words = f"the embedder {self.fingerprint}: {failure}"
+                    raise BackendError(words, retryable=failure.retryable, reason=failure.reason) from error
                 raise as_backend_error(error, f"the embedder {self.fingerprint}", has_retried=True) from error
             if len(embedded) != len(new_texts):
                 raise BackendError(
