@@ -7,16 +7,18 @@ import re
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from langchain_core.embeddings import Embeddings
 
 from gems.errors import BackendError, InputError
-from gems.models.failures import as_backend_error
+from gems.models.failures import as_backend_error, causes_of
 from gems.models.local_weights import load_now
 from gems.models.minilm import MiniLM
+from gems.models.servers.error_texts import error_message, json_body
+from gems.secrets import one_line
 from gems.shared import shared
 
 __all__ = ["CachedEmbedder", "check_embedder_name", "embedder_fingerprint", "init_embedder"]
@@ -82,14 +84,32 @@ def _settings_for(provider: str) -> dict[str, Any]:
     import openai
 
     from gems.models.servers.bodies import keep_whole
+    from gems.models.servers.stated_waits import name_wait
+
+    hooks: dict[str, list[Callable[..., Any]]] = {"response": [keep_whole, _require_vectors, _sort, name_wait]}
 
     return {
         "check_embedding_ctx_length": False,
         "timeout": _TIMEOUT,
         "max_retries": 1,
-        "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [keep_whole, _sort]}),
+        "http_client": openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks),
         "http_async_client": openai.DefaultAsyncHttpxClient(follow_redirects=False),
     }
+
+
+def _require_vectors(response: Any) -> None:
+    """Tell what a server says in place of vectors, over which OpenAI's client would stumble without a word of it.
+
+    Args:
+        response: An answer that ``keep_whole`` has read.
+    """
+    if response.is_success:
+        body = b"".join(response.stream)
+        answer = json_body(body)
+        if not (isinstance(answer, Mapping) and isinstance(answer.get("data"), list)):
+            kind = "it has none" if isinstance(answer, Mapping) else "a page or another kind of document"
+            words = one_line(error_message(body)) or kind
+            raise BackendError(f"{response.request.url.netloc.decode()} answers with no vectors: {words}", reason=words)
 
 
 def _sort(response: Any) -> None:
@@ -169,6 +189,10 @@ class CachedEmbedder(Embeddings):
             try:
                 embedded = embed(new_texts)
             except Exception as error:  # of a provider's package, which has tried again already
+                failure = next((cause for cause in causes_of(error) if isinstance(cause, BackendError)), None)
+                if failure is not None:  # of the hook that reads answers, which does not know the model
+                    words = f"the embedder {self.fingerprint}: {failure}"
+                    raise BackendError(words, retryable=failure.retryable, reason=failure.reason) from error
                 raise as_backend_error(error, f"the embedder {self.fingerprint}", has_retried=True) from error
             if len(embedded) != len(new_texts):
                 raise BackendError(

@@ -27,7 +27,7 @@ from gems.models.registry import model_fingerprint
 from gems.models.structured import answer_in_form
 from gems.models.thoughts import answer_text
 from gems.models.tries import tries_of
-from gems.models.unfinished_answers import read_whole_part, repeats_itself
+from gems.models.unfinished_answers import may_lack_items, read_whole_part, repeats_itself
 from gems.nodes.meter import Meter
 from gems.nodes.retry import is_backend_failure
 
@@ -40,10 +40,15 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[Schema]):
-    """A completed form, and the message that contained it."""
+    """A completed form, and the message that contained it.
+
+    Attributes:
+        in_part: The answer was cut off or broken: the form is what was whole in it, and its lists may lack items.
+    """
 
     form: Schema
     message: AIMessage
+    in_part: bool = False
 
 
 async def ask(
@@ -91,15 +96,15 @@ async def ask(
             has_answer = tries > 1 and isinstance(failure, BackendError)
             if has_answer and (part := _part_of(message, schema, is_final=True)) is not None:
                 _note(schema, tries, in_part=True)
-                return Answer(part, message)
+                return Answer(part, message, in_part=True)
             raise failure from None
         try:
-            answer = Answer(read_form(message, schema), message)
+            answer = Answer(read_form(message, schema), message, in_part=may_lack_items(message))
         except MalformedAnswerError as error:
             fault = str(error)
         else:
             capabilities.conclude(content, form)
-            _note(schema, tries)
+            _note(schema, tries, in_part=answer.in_part)
             return answer
         # An answer that was cut off or refused does not show that the method failed.
         is_of_method = not (is_cut_off(message) or is_refused(message) or meter.is_optional)
@@ -107,7 +112,7 @@ async def ask(
         is_last = tries == most or meter.must_stop() or (was_sent_back and not may_change_method)
         if (part := _part_of(message, schema, is_final=is_last or was_sent_back)) is not None:
             _note(schema, tries, in_part=True)
-            return Answer(part, message)
+            return Answer(part, message, in_part=True)
         if is_last:
             break
         if may_change_method and (was_sent_back or earlier):

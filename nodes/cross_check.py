@@ -15,7 +15,15 @@ from gems.models.failures import is_of_account
 from gems.models.generators import guide_of
 from gems.nodes.agreement import forgotten, is_invented, left_out
 from gems.nodes.ask import ask
-from gems.nodes.decomposer import AddedRequirements, answer_of, decomposition, mapped, numbered, requirements_of
+from gems.nodes.decomposer import (
+    AddedRequirements,
+    answer_of,
+    decomposition,
+    mapped,
+    numbered,
+    requirements_of,
+    whole_wish,
+)
 from gems.nodes.meter import Meter, metered
 from gems.nodes.planner import planning_task
 from gems.nodes.prompt_checks import Part, Plan, form_for, in_front, lost_words, unreadable, without_prompt
@@ -46,13 +54,13 @@ def make_cross_check(resources: Resources) -> Node:
         context, before = resources.context(runtime), state["requirements"]
         with metered(state, "cross_check", context) as meter:  # one for both repairs: a stop may come between them
             repairs = _Repairs(meter)
-            requirements = await _agreed_requirements(resources, context, state, repairs)
+            requirements, notes = await _agreed_requirements(resources, context, state, repairs)
             draft = await _agreed_draft(resources, context, state, requirements, repairs)
         if repairs.locked_out:
             return GemsState(outcome="failed", compared=True, usage=meter.usage, errors=repairs.errors)
         if requirements != before:
             rows = [requirement.model_dump() for requirement in requirements]
-            runtime.stream_writer({"event": "requirements", "requirements": rows, "notes": []})
+            runtime.stream_writer({"event": "requirements", "requirements": rows, "notes": notes})
         earlier = proposals_of(state)
         first = earlier[0].model_copy(update={"prompt": draft})
         # Somebody who edits the state may have given several.
@@ -64,6 +72,7 @@ def make_cross_check(resources: Resources) -> Node:
             compared=True,
             usage=meter.usage,
             errors=repairs.errors,
+            notes=notes,
         )
 
     return cross_check
@@ -105,8 +114,8 @@ class _Repairs:
 
 async def _agreed_requirements(
     resources: Resources, context: GemsContext, state: GemsState, repairs: _Repairs
-) -> list[Requirement]:
-    """The requirements without what was invented, and with what was left out."""
+) -> tuple[list[Requirement], list[str]]:
+    """The requirements without what was invented, and with what was left out; notes, if they may still lack some."""
     prompt, draft, parts = state["prompt"], proposals_of(state)[0].prompt, _parts(state)
     by_question = {mapped(prompt, requirement): requirement for requirement in state["requirements"]}
     questions = list(by_question)
@@ -115,21 +124,23 @@ async def _agreed_requirements(
     requirements = numbered([by_question[q] for q in sound])
     missing = left_out(prompt, draft, parts, sound) if is_mapped(questions) else []
     if not missing:
-        return requirements
+        return requirements, []
 
-    async def ask_for_more(meter: Meter) -> list[Requirement]:
+    async def ask_for_more(meter: Meter) -> tuple[list[Requirement], bool]:
         request = HumanMessage(MISSING.format(words=", ".join(missing)))
         conversation = [*decomposition(prompt), AIMessage(answer_of(requirements)), request]
         model = await in_thread(resources.chat, context, "decomposer")
-        answer = (await ask(meter, model, AddedRequirements, conversation)).form
-        return [
+        answer = await ask(meter, model, AddedRequirements, conversation)
+        additions = [
             added
-            for added in requirements_of(prompt, answer)
+            for added in requirements_of(prompt, answer.form)
             if stands_for(missing, q := mapped(prompt, added)) and not is_invented(q, sound, draft, parts)
         ]
+        return additions, answer.in_part
 
-    additions = await repairs.make("decomposer", ask_for_more, list[Requirement]())
-    return numbered([*requirements, *additions])
+    additions, is_cut = await repairs.make("decomposer", ask_for_more, (list[Requirement](), False))
+    together = numbered([*requirements, *additions])
+    return whole_wish(prompt, together) if is_cut else (together, [])
 
 
 async def _agreed_draft(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, get_args
 
+from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langgraph.errors import NodeError
 from langgraph.runtime import Runtime
@@ -15,13 +16,14 @@ from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Kind, Requirement
 from gems.models.calling import notes_of
+from gems.models.capabilities import MOST_TRIES
 from gems.models.fencing import fence
 from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of, json_values
 from gems.nodes.ask import ask
-from gems.nodes.meter import metered
+from gems.nodes.meter import Meter, metered
 from gems.nodes.question_checks import Mapped, is_contradicted, says_optional
 from gems.nodes.resources import Node, Resources
-from gems.nodes.retry import Goto, report_failure
+from gems.nodes.retry import Goto, is_backend_failure, report_failure
 
 __all__ = [
     "MAX_REQUIREMENTS",
@@ -33,6 +35,7 @@ __all__ = [
     "mapped",
     "numbered",
     "requirements_of",
+    "whole_wish",
     "without_requirements",
 ]
 
@@ -184,12 +187,41 @@ def make_decomposer(resources: Resources) -> Node:
             meter.reserved = _CALLS_AFTER
             model = await in_thread(resources.chat, context, "decomposer")
             answer = await ask(meter, model, Requirements, decomposition(prompt))
-        requirements, notes = numbered(requirements_of(prompt, answer.form)), notes_of(answer.message)
+            requirements, notes = numbered(requirements_of(prompt, answer.form)), notes_of(answer.message)
+            if answer.in_part:
+                requirements, cut_notes = await _continued(meter, model, prompt, requirements)
+                notes += cut_notes
         rows = [requirement.model_dump() for requirement in requirements]
         runtime.stream_writer({"event": "requirements", "requirements": rows, "notes": notes})
         return GemsState(requirements=requirements, usage=meter.usage, notes=notes)
 
     return decomposer
+
+
+async def _continued(
+    meter: Meter, model: BaseChatModel, prompt: str, requirements: Sequence[Requirement]
+) -> tuple[list[Requirement], list[str]]:
+    """The requirements with those that were cut off, which are asked for once; notes, if they may still lack some."""
+    conversation = [*decomposition(prompt), AIMessage(answer_of(requirements)), HumanMessage(CUT_OFF)]
+    try:
+        with meter.optional(_CALLS_AFTER):
+            if meter.must_stop():
+                return whole_wish(prompt, requirements)
+            # The answer before was sent back as often as that helps.
+            answer = await ask(meter, model, AddedRequirements, conversation, earlier=MOST_TRIES)
+    except Exception as error:
+        if not is_backend_failure(error):
+            raise
+        return whole_wish(prompt, requirements)
+    together = numbered([*requirements, *requirements_of(prompt, answer.form)])
+    return whole_wish(prompt, together) if answer.in_part else (together, [])
+
+
+def whole_wish(prompt: str, requirements: Sequence[Requirement]) -> tuple[list[Requirement], list[str]]:
+    """Requirements whose rest was cut off, with one for the whole prompt, and a note of that for the user."""
+    words = " ".join(prompt.split())
+    rest = Requirement(id="r", question=WHOLE.format(prompt=words), kind="other", words=words)
+    return numbered([*requirements[: MAX_REQUIREMENTS - 1], rest]), [_CUT_OFF_NOTE]
 
 
 def decomposition(prompt: str) -> list[BaseMessage]:
@@ -244,6 +276,15 @@ def without_requirements(state: GemsState, error: NodeError) -> Goto:
     """End the run before it draws: without requirements, nothing can be checked."""
     return report_failure(state, error, "cross_check", outcome="failed")
 
+
+CUT_OFF: Final = (
+    "Your answer was cut off there. Add the questions that are missing after that, and hand in nothing else."
+)
+WHOLE: Final = "Does the image show all of this: {prompt}?"
+_CUT_OFF_NOTE: Final = (
+    "the chat model's list of requirements was cut off or broken: what it lacks is checked by one question about the "
+    "whole prompt (look at the chat option max_tokens, or the model's own limit)"
+)
 
 DECOMPOSER = """\
 You break down what an image must show, given between user_prompt tags, into atomic yes/no questions for its \

@@ -20,6 +20,7 @@ from gems.faces import in_thread
 from gems.graph.context import GemsContext
 from gems.graph.state import GemsState, Proposal, Requirement
 from gems.models.capabilities import MOST_TRIES, Capabilities, capabilities_of
+from gems.models.endings import is_cut_off
 from gems.models.failures import is_moderated, is_too_long
 from gems.models.fencing import fence
 from gems.models.form_reading import read_form
@@ -241,7 +242,13 @@ def _final_plan(answer: AIMessage) -> Plan | None:
         return read_form(answer, Plan)
     except MalformedAnswerError:
         text = bare_prompt(answer.text)
-        is_text = text and not (answer.tool_calls or answer.invalid_tool_calls or set("{}") & set(text) or speaks(text))
+        is_text = text and not (
+            is_cut_off(answer)
+            or answer.tool_calls
+            or answer.invalid_tool_calls
+            or set("{}") & set(text)
+            or speaks(text)
+        )
         return Plan.model_construct(prompt=text, parts=[]) if is_text else None
 
 

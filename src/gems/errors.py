@@ -139,7 +139,8 @@ _UNPAID: Final = re.compile(
     re.IGNORECASE,
 )
 _PASSES_SOON: Final = re.compile(
-    r"rate.?limit(?!.?error)|(?:retry|again) (?:in|after)|per.?(?:second|minute)|\b[rt]p[ms]\b", re.IGNORECASE
+    r"rate.?limit(?!.?error)|(?:retry|again) (?:in|after)|retry.?delay|per.?(?:second|minute)|\b[rt]p[ms]\b",
+    re.IGNORECASE,
 )
 """What servers say of limits that they lift by themselves; some speak of plans and billing in the same breath."""
 

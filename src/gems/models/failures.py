@@ -24,7 +24,8 @@ from gems.errors import (
 from gems.models.image_refusals import says_no_images
 from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.bodies import is_page
-from gems.models.servers.error_texts import error_message, retry_after, says_refusal, words_of
+from gems.models.servers.error_texts import error_message, json_of_error, says_refusal, text_of, words_of
+from gems.models.servers.stated_waits import retry_after, wait_in
 from gems.secrets import one_line
 
 __all__ = [
@@ -109,6 +110,7 @@ def _carried_status(error: BaseException) -> int | None:
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata") if isinstance(response, Mapping) else None  # of botocore
     carried = (
+        response.get("originalStatusCode") if isinstance(response, Mapping) else None,  # the model's own, of Bedrock
         getattr(error, "code", None),  # of Google; a word elsewhere
         getattr(error, "status_code", None),
         getattr(response, "status_code", None),
@@ -130,20 +132,25 @@ def reason_of(error: BaseException) -> str:
 
 
 def _bodies(error: BaseException) -> Iterator[str]:
-    """The words in what an exception carries of a server's error; an answer that is none is no reason."""
+    """The words in what an exception carries of a server's error."""
+    return (error_message(body) if isinstance(body, bytes) else words_of(body) for body in _carried_bodies(error))
+
+
+def _carried_bodies(error: BaseException) -> Iterator[object]:
+    """What an exception carries of a server's error, read or as it came; an answer that is none is no reason."""
     if _carried_status(error) is None:
         return
     response = getattr(error, "response", None)
     if isinstance(response, Mapping):  # of botocore
-        yield words_of(response.get("Error"))
+        yield response.get("Error")
     for name in ("body", "details", "error"):  # the last one is of Ollama
         carried = getattr(error, name, None)
-        yield words_of(carried) if isinstance(carried, (str, Mapping)) else ""
+        yield carried if isinstance(carried, (str, Mapping)) else ""
     try:
         content = getattr(response, "content", None)
     except Exception:  # httpx: the answer was streamed, and nobody has read it
         content = None
-    yield error_message(content) if isinstance(content, bytes) else ""
+    yield content if isinstance(content, bytes) else ""
 
 
 _TOO_LONG: Final = re.compile(
@@ -198,7 +205,19 @@ def seconds_to_wait(error: BaseException) -> float:
     metadata = [response.get("ResponseMetadata") for response in responses if isinstance(response, Mapping)]  # botocore
     headers = [fields.get("HTTPHeaders") for fields in metadata if isinstance(fields, Mapping)]
     headers += [getattr(response, "headers", None) for response in responses]
-    return max((retry_after(lines) for lines in headers if isinstance(lines, Mapping)), default=0.0)
+    waits = [retry_after(lines) for lines in headers if isinstance(lines, Mapping)]
+    return max(waits, default=0.0) or max(map(_wait_in_body, causes_of(error)), default=0.0)
+
+
+def _wait_in_body(error: BaseException) -> float:
+    """The wait that an exception states in what it carries of a server's error, or else in its own words."""
+    bodies = (_read(body) if isinstance(body, bytes) else body for body in _carried_bodies(error))
+    return max(map(wait_in, bodies), default=0.0) or (wait_in(str(error)) if _carried_status(error) else 0.0)
+
+
+def _read(body: bytes) -> object:
+    content = json_of_error(body)
+    return text_of(body) if content is None else content
 
 
 _LOST_ANSWERS: Final = frozenset(

@@ -11,9 +11,10 @@ from langchain_core.utils.json import parse_partial_json
 from pydantic import BaseModel
 
 from gems.models.endings import is_cut_off
-from gems.models.lenient import json_values
+from gems.models.lenient import is_broken_json, json_values
+from gems.models.thoughts import answer_text
 
-__all__ = ["read_whole_part", "repeats_itself"]
+__all__ = ["may_lack_items", "read_whole_part", "repeats_itself"]
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -47,6 +48,14 @@ def repeats_itself(message: AIMessage) -> bool:
     """Whether an answer that was cut off contains an object twice, so that a longer answer would say no more."""
     objects = [json.dumps(value) for value in json_values(_unfinished_json(message))]  # the complete, inner ones
     return is_cut_off(message) and len(set(objects)) < len(objects)
+
+
+def may_lack_items(message: AIMessage) -> bool:
+    """Whether a form that was read from an answer may lack what the model did not come to.
+
+    The arguments of a call that was cut off are closed by some servers, and by the packages of others.
+    """
+    return is_cut_off(message) and (bool(message.tool_calls) or is_broken_json(answer_text(message)))
 
 
 def _unfinished_json(message: AIMessage) -> str:

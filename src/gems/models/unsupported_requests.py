@@ -42,11 +42,14 @@ _OF_NO_REQUEST: Final = re.compile(
     r"|accept\b.{0,40}\b(?:terms|licen[cs]e|agreement)|on-demand throughput|access to (?:the|this) model"
     r"|\bmodels?\b[^.;]{0,60}?\b(?:deprecated|decommissioned|retired|discontinued|sunset|no longer|unavailable"
     r"|(?:does not|doesn't) exist|invalid|not (?:found|known|available|supported|valid|loaded))"
-    r"|\b(?:no such|unknown|invalid|unsupported) model\b",
+    r"|\b(?:no such|unknown|invalid|unsupported) model\b|not work with (?:\w+ ){0,2}model\b"
+    r"|\b(?:only (?:for|in|with|from)|requires?|unsupported|invalid) (?:\w+ ){0,2}api.?version",
     re.IGNORECASE,
 )
 """What servers say of a model, an account, a country or themselves, which another way of asking does not change."""
-_MODEL_NAMES: Final = re.compile(r"\b(model\b:?) (?:[`'\"][^`'\"]+[`'\"]|(?=\S*[\d/:-])[\w.@/:-]*[\w/])", re.IGNORECASE)
+_MODEL_NAMES: Final = re.compile(
+    r"\b(model\b[:,]?) (?:[`'\"][^`'\"]+[`'\"]|(?=\S*[\d/:-])[\w.@/:-]*[\w/])", re.IGNORECASE
+)
 """Names of models, which may be called after what they do."""
 
 

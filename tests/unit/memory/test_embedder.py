@@ -147,6 +147,27 @@ def test_what_a_server_sends_in_place_of_a_vector_is_its_fault(vector: Any) -> N
         CachedEmbedder(Odd()).embed_documents(["a"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "says"),
+    [
+        ("text/html", b"<!DOCTYPE html><html><body>Sign in</body></html>", "a page or another kind of document"),
+        ("application/json", b'{"error": {"message": "model is loading"}}', "model is loading"),
+        ("application/json", b'{"object": "error", "message": "no such model"}', "no such model"),
+        ("application/json", b'{"data": null}', "it has none"),
+    ],
+)
+def test_what_a_server_says_in_place_of_vectors_is_told(
+    kind: str, body: bytes, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Embeddings, "answer", (kind, body))
+    with serving(_Embeddings) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", "x")
+        embedder = embedder_module._embedder.__wrapped__("openai:bge-m3")
+        with pytest.raises(BackendError, match=rf"bge-m3: 127\.0\.0\.1:\d+ answers with no vectors: {says}$"):
+            embedder.embed_documents(["a car"])
+
+
 class _Embeddings(BaseHTTPRequestHandler):
     inputs: ClassVar[list[Any]] = []
     status: ClassVar[int] = 200

@@ -469,6 +469,31 @@ def test_an_event_that_tells_of_an_error_is_one() -> None:
         tidy_completion(read_completion(body), "m")
 
 
+@pytest.mark.parametrize("end", [b"", b"data: [DONE]\n\n"])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b'{"message": "upstream overloaded", "code": 529}', 529),
+        (b'{"error": {"message": "upstream overloaded"}}', None),
+        (b"upstream overloaded", None),
+    ],
+)
+def test_an_event_of_an_error_amid_an_answer_is_told(data: bytes, status: int | None, end: bytes) -> None:
+    piece = {"choices": [{"index": 0, "delta": {"content": '{"prompt": "a re'}, "finish_reason": None}]}
+    body = b"data: " + json.dumps(piece).encode() + b"\n\nevent: error\ndata: " + data + b"\n\n" + end
+    with pytest.raises(BackendError, match="upstream overloaded") as caught:
+        tidy_completion(read_completion(body), "m")
+    assert caught.value.status_code == status
+    assert caught.value.retryable
+
+
+def test_an_event_of_an_error_behind_a_whole_answer_does_not_undo_it() -> None:
+    piece = {"choices": [{"index": 0, "delta": {"content": FORM}, "finish_reason": "stop"}]}
+    body = b"data: " + json.dumps(piece).encode() + b"\n\nevent: error\ndata: the client has gone\n\n"
+    [choice] = tidy_completion(read_completion(body), "m")["choices"]
+    assert choice["message"]["content"] == FORM
+
+
 @pytest.mark.parametrize("name", ["functions.Plan", "functions.Plan:0", " Plan ", "tools.plan"])
 def test_a_form_is_known_by_its_name_with_what_servers_put_around_it(name: str) -> None:
     message = AIMessage("", tool_calls=[{"name": name, "args": {"prompt": "a red car"}, "id": "c"}])

@@ -21,6 +21,7 @@ def core(name: str) -> type:
     return type(name, (Exception,), {})
 
 
+FAILED_INSIDE = {"Error": {"Code": "ModelErrorException"}, "ResponseMetadata": {"HTTPStatusCode": 424}}
 AMAZON = {"Error": {"Code": "ThrottlingException", "Message": "slow"}, "ResponseMetadata": {"HTTPStatusCode": 429}}
 
 
@@ -42,6 +43,8 @@ AMAZON = {"Error": {"Code": "ThrottlingException", "Message": "slow"}, "Response
         (raised("RateLimit", code="rate_limit_exceeded", status_code=429), 429, True),
         (raised("Status", response=type("Response", (), {"status_code": 502})()), 502, True),
         (raised("ClientError", response=AMAZON), 429, True),
+        (raised("ModelErrorException", response={**FAILED_INSIDE, "originalStatusCode": 500}), 500, True),
+        (raised("ModelErrorException", response={**FAILED_INSIDE, "originalStatusCode": 400}), 400, False),
         (raised("EndpointConnectionError", core("ConnectionError")), 503, True),
         (raised("ReadTimeoutError", core("HTTPClientError")), 503, True),
         (raised("NoCredentialsError"), 401, False),

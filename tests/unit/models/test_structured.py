@@ -136,6 +136,16 @@ def test_a_model_that_cannot_see_gets_text_only_if_text_suffices() -> None:
         (refused(501), True),
         (refused(404, "No endpoints found that support tool use."), True),
         (refused(404, "The model x does not exist"), False),
+        (refused(400, "The chatCompletion operation does not work with the specified model, gpt-image-1."), False),
+        (
+            refused(400, "Azure OpenAI Responses API is enabled only for api-version 2025-03-01-preview and later"),
+            False,
+        ),
+        (
+            refused(400, "response_format value as json_schema is enabled only for api versions 2024-08-01 and later"),
+            True,
+        ),
+        (refused(400, "tools do not work with this model"), True),
         (refused(403, "You are not allowed to request logprobs from this model"), True),
         (refused(403, "Your account is closed"), False),
         (refused(500, "image input is not supported"), True),

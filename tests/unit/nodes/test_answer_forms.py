@@ -932,3 +932,10 @@ def test_what_is_no_number_is_no_text(number: float) -> None:
         read_form(AIMessage(json.dumps({"requirements": [{"question": number}]})), Requirements)
     with pytest.raises(MalformedAnswerError):
         read_form(AIMessage(json.dumps({"prompt": number, "strategy": "restart"})), Refinement)
+
+
+@pytest.mark.parametrize("ending", [{"finish_reason": "length"}, {"stop_reason": "max_tokens"}])
+def test_a_draft_in_prose_that_was_cut_off_is_none(ending: dict[str, str]) -> None:
+    text = "two red cars on a bridge, in front of a"
+    assert _final_plan(AIMessage(text)) is not None
+    assert _final_plan(AIMessage(text, response_metadata=ending)) is None

@@ -36,10 +36,12 @@ def read_completion(body: bytes) -> object:
         lines = [line for line in text.splitlines() if not line.startswith(":")]
         data = [line.removeprefix("data:").strip() for line in lines if line.startswith(("data:", "{"))]
         events = _objects(data) or _objects(map(_data_of, re.split(r"(?:\r?\n){2,}", text)))
+        error = _error_event(text)
+        is_ended = _END_OF_STREAM in text and not error
         answer = json_body("\n".join(lines).encode()) or (
-            _joined(events, is_ended=_END_OF_STREAM in text) if events else _whole_in(text)
+            _joined(events, is_ended=is_ended) if events else _whole_in(text)
         )
-        answer = answer or text
+        answer = answer or ({"error": error} if error else text)
     if isinstance(answer, str) and isinstance(inner := json_body(answer.encode("utf-8", "replace")), Mapping):
         return inner
     return answer
@@ -54,6 +56,19 @@ def _objects(parts: Iterable[str]) -> list[Mapping[str, Any]]:
 def _data_of(event: str) -> str:
     """What the lines of data in one event of a stream make up."""
     return "\n".join(line.removeprefix("data:") for line in event.splitlines() if line.startswith("data:"))
+
+
+_IS_ERROR: Final = re.compile(r"^event:[ \t]*error[ \t\r]*$", re.MULTILINE | re.IGNORECASE)
+
+
+def _error_event(text: str) -> object:
+    """What an event of the kind "error" in a stream says; None if there is none."""
+    block = next(filter(_IS_ERROR.search, re.split(r"(?:\r?\n){2,}", text)), None) if _IS_ERROR.search(text) else None
+    if block is None:
+        return None
+    data = _data_of(block).strip()
+    content = json_body(data.encode("utf-8", "replace"))
+    return (content.get("error") or content) if isinstance(content, Mapping) else data or "no reason given"
 
 
 _END_OF_STREAM: Final = "[DONE]"

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from pydantic_core import from_json
@@ -22,7 +20,6 @@ __all__ = [
     "kind_of_error",
     "minimax_status",
     "refused_fields",
-    "retry_after",
     "says_refusal",
     "status_of_error",
     "text_of",
@@ -230,16 +227,3 @@ def json_of_error(body: bytes) -> object:
     except ValueError:
         return None
     return content
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait, from either form of the header (RFC 9110, 10.2.3); 0 if it asks for none."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return 0.0

@@ -46,10 +46,11 @@ from gems.models.servers.addresses import (
     own_address,
 )
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_page, is_text, read_body, without_base64
-from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, retry_after
+from gems.models.servers.error_texts import error_message, is_refusal, json_of_error
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
+from gems.models.servers.stated_waits import retry_after
 from gems.secrets import one_line, remember_secret
 
 __all__ = ["NotThereYetError", "RejectedError", "ServerClient", "UnreachedError", "advice_on"]
@@ -291,13 +292,13 @@ class ServerClient:
             _require_unfiltered(self.title, response)
             return
         reason = self.reason(body)
-        true_status = meant_status(status, reason)
+        true_status, after = meant_status(status, reason), retry_after(response.headers, body)
         if is_passing_status(true_status) and (
-            "retry-after" in response.headers or not is_unpaid(body[:4000].decode("utf-8", "replace"))
+            "retry-after" in response.headers or after or not is_unpaid(body[:4000].decode("utf-8", "replace"))
         ):
             raise PassingError(
                 f"{self.title}: {self._host} answers {status}{reason}{_IMPATIENT if status == 524 else ''}",
-                after=retry_after(response.headers),
+                after=after,
                 may_cost=response.request.method == "POST" and may_cost(true_status),
             )
         if 300 <= status < 400:
@@ -371,7 +372,7 @@ class ServerClient:
                     if response.status_code in _NOT_THERE_YET:
                         fault = f"{self.title}: {host} answers {response.status_code}{self.reason(body)}"
                         is_under_way = response.status_code in _UNDER_WAY or "retry-after" in response.headers
-                        after = retry_after(response.headers)
+                        after = retry_after(response.headers, body)
                         raise NotThereYetError(fault, after=after, is_under_way=is_under_way)
                     self.check_status(response, body)
                     return body, _media_type(response)

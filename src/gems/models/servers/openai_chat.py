@@ -1,4 +1,4 @@
-"""Chat models with OpenAI's protocol: OpenAI's own, and those of vLLM, SGLang, llama.cpp and others."""
+"""Chat models with OpenAI's protocol: OpenAI's own, Azure's, and those of vLLM, SGLang, llama.cpp and others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
-from langchain_openai import ChatOpenAI
+from langchain_openai import AzureChatOpenAI, ChatOpenAI
+from langchain_openai.chat_models.base import BaseChatOpenAI
 
 from gems.errors import BackendError, GemsError
 from gems.models.calling import LOST_ANSWERS, REQUESTS
@@ -24,7 +25,7 @@ from gems.models.unsupported_requests import is_not_understood
 from gems.secrets import one_line
 from gems.stopping import WaitEnded
 
-__all__ = ["OpenAIChat"]
+__all__ = ["AzureChat", "OpenAIChat"]
 
 _THOUGHT: Final = re.compile(r"\A\s*(?:<think>)?(?P<thought>(?:(?!<think>).)*?)</think>\s*", re.DOTALL)
 """Matches reasoning that a server leaves in the answer; some chat templates contain the opening tag."""
@@ -38,8 +39,8 @@ def _without_thoughts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: v for name, v in turn.items() if name not in THOUGHT_FIELDS} for turn in turns]
 
 
-class OpenAIChat(ChatOpenAI):
-    """``ChatOpenAI`` that keeps the reasoning of other servers, and raises one-line errors without keys.
+class _LenientChat(BaseChatOpenAI):
+    """A chat model of OpenAI's package that keeps the reasoning of other servers, and raises one-line errors, keyless.
 
     A call raises ``BackendError`` if the server cannot be reached, is too slow, or answers with an error. Its
     ``status_code`` is the HTTP status.
@@ -169,7 +170,8 @@ class OpenAIChat(ChatOpenAI):
     ) -> ChatResult:
         raw = response.model_dump(warnings=False) if isinstance(response, openai.BaseModel) else response
         answer = tidy_completion(raw, self._address)
-        result = super()._create_chat_result(answer, generation_info)
+        # Azure's own way would raise an exception on an answer that was filtered.
+        result = BaseChatOpenAI._create_chat_result(self, answer, generation_info)
         for generation, choice in zip(result.generations, answer["choices"], strict=True):
             message = generation.message
             # vLLM, SGLang, DeepSeek and llama.cpp use one name or the other.
@@ -192,3 +194,14 @@ class OpenAIChat(ChatOpenAI):
     @property
     def _address(self) -> str:
         return f"{self.model_name} at {self.root_client.base_url.netloc.decode()}"
+
+
+class OpenAIChat(_LenientChat, ChatOpenAI):
+    """The chat model of OpenAI, and of other servers with its protocol."""
+
+
+class AzureChat(_LenientChat, AzureChatOpenAI):
+    """The chat model of a deployment in Azure.
+
+    LangChain's own has the client of OpenAI check each answer, which raises exceptions on one that was cut off.
+    """

@@ -10,7 +10,7 @@ from gems.models.deadlines import DEADLINE
 from gems.models.tries import TRIES
 from gems.options import ChatOptions
 
-__all__ = ["headers_of", "honours", "provider_of", "settings_for"]
+__all__ = ["OPENAI_S", "headers_of", "honours", "provider_of", "settings_for"]
 
 _RETRIES: Final = 2
 """Further tries of a call, by OpenAI's client or by ``in_tries``, which wait as long as a busy server asks them to."""
@@ -93,6 +93,8 @@ _BY_PROVIDER: Final[dict[str, dict[str, _Writer]]] = {
 """Where a provider's package differs: its parameters by option. An option that is missing here is refused."""
 
 _WITHOUT_RETRIES: Final = frozenset({"ollama"})
+OPENAI_S: Final = frozenset({"openai", "azure_openai"})
+"""Providers that are asked by our own classes, see ``openai_chat``, whose clients count their requests."""
 _COUNTING_TRIES: Final = frozenset({"google_genai"})
 """Providers whose ``max_retries`` is the number of tries."""
 
@@ -116,7 +118,7 @@ def settings_for(provider: str, options: ChatOptions) -> Settings:
     if "headers" in values:
         values["headers"] = headers_of(options)
     retries = 0 if provider in _WITHOUT_RETRIES else _RETRIES
-    client_retries = _RETRIES if provider == "openai" else 0  # only those of ``OpenAIChat`` are counted
+    client_retries = _RETRIES if provider in OPENAI_S else 0  # only those are counted
     settings: Settings = {
         # Otherwise the models would stream in a graph that streams messages, as in Studio. A form is of no use before
         # it is complete, and streams have no log-probabilities, no reasoning, and errors of their own.

@@ -19,8 +19,9 @@ from gems.models.image_refusals import says_no_images
 from gems.models.servers.addresses import INVALID_PROXY, checked_url
 from gems.models.servers.bodies import keep_whole
 from gems.models.servers.error_texts import error_message
-from gems.models.servers.provider_settings import headers_of, provider_of, settings_for
+from gems.models.servers.provider_settings import OPENAI_S, headers_of, provider_of, settings_for
 from gems.models.servers.sent_requests import begin_request, may_send_again, note_refusal, watch
+from gems.models.servers.stated_waits import name_wait
 from gems.models.servers.told_errors import tell_errors
 from gems.options import ChatOptions
 from gems.secrets import one_line, remember_secret
@@ -46,13 +47,13 @@ def init_provider_chat(name: str, options: ChatOptions, forms: str) -> BaseChatM
         checked_url(options.base_url)
     kind, _, model = name.partition(":")
     try:
-        if kind == "openai" and model:
-            return _openai(model, options)
+        if model and (provider := provider_of(name)) in OPENAI_S:
+            return _openai(provider, model, options)
         return _by_provider(name, options)
     except ImportError as error:
         match = re.search(r"pip install ([\w-]+)", str(error))  # by LangChain, which knows the provider's package
         package = match[1] if match else f"langchain-{kind}"
-        command = how_to_install("openai") if kind == "openai" else f"pip install {package}"
+        command = how_to_install("openai") if provider_of(name) in OPENAI_S else f"pip install {package}"
         raise InputError(f"the chat model {name!r} needs a package ({error}): {command}") from error
     except Exception as error:  # each provider's package raises its own errors, all of them before any request
         # The server's own address was read above.
@@ -74,22 +75,22 @@ def is_of_provider(name: str) -> bool:
     return True
 
 
-def _openai(model: str, options: ChatOptions) -> BaseChatModel:
+def _openai(provider: str, model: str, options: ChatOptions) -> BaseChatModel:
     import openai
 
-    from gems.models.servers.openai_chat import OpenAIChat
+    from gems.models.servers.openai_chat import AzureChat, OpenAIChat
 
-    settings = settings_for("openai", options)
+    settings = settings_for(provider, options)
     # No redirects: they could take prompts and images to any host.
     hooks: dict[str, list[Callable[..., Any]]] = {
         "request": [_end_in(options.timeout)],
-        "response": [keep_whole, _set_meant_status, note_refusal, _do_not_retry_in_vain],
+        "response": [keep_whole, _set_meant_status, note_refusal, _do_not_retry_in_vain, name_wait],
     }
     settings["http_client"] = openai.DefaultHttpxClient(follow_redirects=False, event_hooks=hooks)
     settings["http_async_client"] = openai.DefaultAsyncHttpxClient(follow_redirects=False)
-    if options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
+    if provider == "openai" and options.base_url and not options.api_key and not os.environ.get("OPENAI_API_KEY"):
         settings["api_key"] = "none"  # many servers need no key, but the client does
-    chat = OpenAIChat(model=model, **settings)
+    chat = AzureChat(model=model, **settings) if provider == "azure_openai" else OpenAIChat(model=model, **settings)
     _let_stops_end_waits(chat.root_client)
     return chat
 
@@ -154,7 +155,7 @@ def _by_provider(name: str, options: ChatOptions) -> BaseChatModel:
         # A model of the server, whose name may contain a colon.
         if options.base_url is None:
             raise
-        return _openai(name, options)
+        return _openai("openai", name, options)
     if not isinstance(model, BaseChatModel):
         raise InputError(f"{name!r} is not a chat model")
     client: Any = getattr(model, "client", None)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 _CLIENTS: Final = (
     "client",  # of Mistral
     "_client._client",  # of Anthropic and Ollama
-    "client._client._client",  # of Azure, Groq and others with clients that are made like OpenAI's
+    "client._client._client",  # of Groq and others with clients that are made like OpenAI's
     "client._api_client._httpx_client",  # of Google
     "client.sdk_configuration.client",  # of OpenRouter
 )
