@@ -21,6 +21,7 @@ import snowballstemmer
 
 from gems.languages import fold, pieces_of
 from gems.models.open.numerals import UNCOUNTABLE, numeral_at, product
+from gems.models.open.plurals import is_case_of_plural, is_listed_plural
 from gems.models.open.things import INDEX, WORDS_FOLDER
 
 __all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "phrasebook"]
@@ -148,7 +149,10 @@ class Phrasebook:
         forms = [form.strip() for form in phrase.lstrip("~").split(" / ")]
         for number, form in enumerate(forms):
             words = [piece.group() for piece in pieces_of(form)]
-            meaning = Meaning(kind, value, number > 0, is_stand_in, is_told)
+            is_plural = number > 0 or (
+                kind == "thing" and is_listed_plural(form, self._first[kind, value], self.language)
+            )
+            meaning = Meaning(kind, value, is_plural, is_stand_in, is_told)
             _enter(self._phrases, tuple(map(fold, words)), meaning)
             self._written.update(map(str.lower, words))
             self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]
@@ -330,8 +334,17 @@ class Phrasebook:
                 is_exact = key == whole and table is self._phrases
                 meanings = [m for m in table.get(key, ()) if is_exact or self._is_form(pieces[:length], m, key)]
                 if meanings and not self._ends_in_relation(words, length):
-                    return length, tuple(meanings), is_exact
+                    several = () if is_exact else self._several(words[length - 1], meanings, tuple(stems[:length]))
+                    return length, tuple(several or meanings), is_exact
         return 0, (), False
+
+    def _several(self, word: str, meanings: Sequence[Meaning], key: tuple[str, ...]) -> list[Meaning]:
+        """What a case form of a noun that the table lacks means, if it is a plural; otherwise nothing."""
+        plurals = [form for m in meanings for form in self._forms.get((key, m._replace(is_plural=True)), ())]
+        is_plural = is_case_of_plural(word, plurals, self.language)
+        # In Russian and Polish, whatever form has the stem may have been entered last.
+        is_known = self.language not in ("ru", "pl")
+        return [m._replace(is_plural=(is_known and m.is_plural) or (is_plural and m.kind == "thing")) for m in meanings]
 
     def _ends_in_relation(self, words: Sequence[str], length: int) -> bool:
         """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
