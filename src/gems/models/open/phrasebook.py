@@ -171,6 +171,7 @@ class Phrasebook:
         common = next((k for k, pair in enumerate(zip(word, form, strict=False)) if pair[0] != pair[1]), len(word))
         is_cut = len(word) < len(form) and self.language in _SHORTEST_IS_SINGULAR
         is_other = self.language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
+        is_other |= self.language == "pl" and form.endswith("o") and word.endswith(("y", "e"))  # "taco", "taca"
         return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
 
     @cached_property
@@ -261,7 +262,10 @@ class Phrasebook:
         """
         length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
         last = position + length - 1
-        if length > 1 and all(meaning.kind != "thing" for meaning in meanings):
+        is_whole = self.language == "ja" and any(
+            meaning.kind == "relation" for meaning in meanings
+        )  # の前に止まっている
+        if length > 1 and not is_whole and all(meaning.kind != "thing" for meaning in meanings):
             further, longer_meanings, is_certain = self._longest_at(pieces[last : last + self._longest])
             kinds = {meaning.kind for meaning in longer_meanings}
             if further > 1 and ("thing" in kinds or (is_certain and kinds & {"relation", "place"})):
@@ -297,13 +301,20 @@ class Phrasebook:
         for span in self._spans(text):
             previous = result[-1] if result else None
             joint = self._joint(text, previous, span) if previous else None
-            if previous is None or joint is None:
+            if previous and self._is_one_word(previous, span):
+                result[-1] = _Span(previous.start, span.end, Match(text[previous.start : span.end], (), False))
+            elif previous is None or joint is None:
                 result.append(span)
             elif joint is _LEFT_OUT:  # of "a 100 dollar bill", the number alone
                 result[-1:] = [_Span(previous.start, previous.end, Match(previous.match.text, (joint,))), span]
             else:
                 result[-1] = _Span(previous.start, span.end, Match(text[previous.start : span.end], (joint,)))
         return result
+
+    def _is_one_word(self, previous: _Span, span: _Span) -> bool:
+        """Whether neighbours that no table has are one word, in languages without spaces."""
+        is_unknown = not previous.match.meanings and not span.match.meanings
+        return self.language in ("zh", "ja") and is_unknown and previous.end == span.start
 
     def _joint(self, text: str, previous: _Span, span: _Span) -> Meaning | None:
         """What a number means together with what comes next; None if it stands by itself."""
@@ -364,7 +375,8 @@ class Phrasebook:
 
     def words_of(self, kind: str) -> list[str]:
         """The phrases that have a meaning of a kind, for messages."""
-        return [" ".join(key) for key, meanings in self._phrases.items() if any(m.kind == kind for m in meanings)]
+        gap = "" if self.language in ("zh", "ja") else " "
+        return [gap.join(key) for key, meanings in self._phrases.items() if any(m.kind == kind for m in meanings)]
 
 
 _COMMA: Final = Meaning("word", "and")

@@ -156,6 +156,8 @@ class Bonds:
 
     def relate(self, name: str, a: int, b: int) -> None:
         """Relate two groups, by a relation that so many things can be in."""
+        if name == "in" and self._is_filled(a, b):
+            a, b = b, a
         first, second = self.groups[a], self.groups[b]
         if name == "between":  # which takes two groups: "a fox between two trees"
             name, self.told_relation = "in front of", self.told_relation or self.relation_text
@@ -164,7 +166,10 @@ class Bonds:
             name = "next to"
         if name == "in" and THINGS[second.thing].name in _WEATHER:
             return  # "in the rain"
-        if name == "in" and THINGS[second.thing].kind == "clothing" and self.is_alive(a):
+        is_dressed = name == "in" and THINGS[second.thing].kind == "clothing"
+        if is_dressed and not self.is_alive(a):  # "a snowman with a carrot and in a scarf"
+            a = next((r.a for r in self.relations if (r.name, r.b) == ("holding", a)), a)
+        if is_dressed and self.is_alive(a):
             name = "holding"  # "a girl in a red dress"
             self.left_out.append(drawn_as("wearing", name))
         if name == "in" and THINGS[second.thing].name in SUPPORTS:
@@ -177,6 +182,13 @@ class Bonds:
         if self.told_relation in self.left_out:
             self.left_out[self.left_out.index(self.told_relation)] = drawn_as(self.told_relation, name)
         self.told_relation = ""
+
+    def _is_filled(self, a: int, b: int) -> bool:
+        """Whether what is in a thing is said after it: "a basket filled with eggs", りんごの入ったかご."""
+        first, second = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]
+        is_vessel = first.name in (*CONTAINERS, "plate", "tray") and first.kind not in _NO_VESSELS
+        is_filling = second.name not in (*CONTAINERS, *SUPPORTS) and second.kind in _HOLDABLE
+        return is_vessel and is_filling and second.kind != "clothing"
 
     def attach(self, last: int, *, is_apart: bool) -> bool:
         """Relate the last group to what it was said to be with: who has it, or what it is in or on; False if none."""

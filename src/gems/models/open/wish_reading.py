@@ -119,6 +119,8 @@ class _Reader(Nouns):
         if look and thing:
             if self.book.language == "ko" and not match.is_exact:
                 return thing  # 나무에 is "on a tree", 나무 의자 a wooden chair
+            if self.follows_of():
+                return thing  # "un bouquet de roses"
             return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
         if place and relation:
@@ -181,7 +183,8 @@ class _Reader(Nouns):
             return False
         if not self.noun_follows():
             return True
-        return self.book.adjectives != "before" and not self.is_word(-1, "ignore")
+        is_next = not self.waiting.unknown and not self.is_word(-1, "ignore")  # no verb stands between
+        return self.book.adjectives != "before" and is_next
 
     def take_place(self, meaning: Meaning, match: Match) -> None:
         self.end_group(match)
@@ -266,6 +269,10 @@ class _Reader(Nouns):
         if self.is_modifier(match) or self.is_adjective(meaning) or self.is_ingredient(thing):
             self.left_out.append(match.text)
             return
+        if self.is_material(thing):
+            self.relation, self.said_with = None, False
+            self.left_out.append(match.text)
+            return
         if self.is_sail(thing):
             self.waiting.unknown.append(match.text)
             self.end_phrase()
@@ -284,6 +291,8 @@ class _Reader(Nouns):
         )
         is_asked = not self.negation
         self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
+        if self.wears_last_but_one():
+            self.relate("holding", len(self.groups) - 1, len(self.groups) - 2)
         if is_asked and self.relation is None and self._is_locative(match):
             self._take_locative(THINGS[thing].name)
 
@@ -316,7 +325,7 @@ def _stands_between(match: Match, book: Phrasebook) -> bool:
     relation = match.of("relation")
     return book.language == "zh" and (
         (relation is not None and relation.value == "holding")
-        or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
+        or match.text.lstrip("正在")[:1] in "装裝盛追跳飞飛和跟骑騎开駕驾看靠面"
     )
 
 
