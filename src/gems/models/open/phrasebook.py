@@ -164,15 +164,7 @@ class Phrasebook:
         word = pieces[-1][0].lower()
         if word.endswith(_VERBAL.get(self.language, ())):
             return False
-        return any(self._is_near(fold(word), form) for form in self._forms.get((key, meaning), (fold(word),)))
-
-    def _is_near(self, word: str, form: str) -> bool:
-        """Whether little of a form is missing in a word that has its stem."""
-        common = next((k for k, pair in enumerate(zip(word, form, strict=False)) if pair[0] != pair[1]), len(word))
-        is_cut = len(word) < len(form) and self.language in _SHORTEST_IS_SINGULAR
-        is_other = self.language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
-        is_other |= self.language == "pl" and form.endswith("o") and word.endswith(("y", "e"))  # "taco", "taca"
-        return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
+        return any(_is_near(fold(word), form, self.language) for form in self._forms.get((key, meaning), (fold(word),)))
 
     @cached_property
     def _forms(self) -> dict[tuple[tuple[str, ...], Meaning], list[str]]:
@@ -301,7 +293,7 @@ class Phrasebook:
         for span in self._spans(text):
             previous = result[-1] if result else None
             joint = self._joint(text, previous, span) if previous else None
-            if previous and self._is_one_word(previous, span):
+            if previous and _is_one_word(previous, span, self.language):
                 result[-1] = _Span(previous.start, span.end, Match(text[previous.start : span.end], (), False))
             elif previous is None or joint is None:
                 result.append(span)
@@ -310,11 +302,6 @@ class Phrasebook:
             else:
                 result[-1] = _Span(previous.start, span.end, Match(text[previous.start : span.end], (joint,)))
         return result
-
-    def _is_one_word(self, previous: _Span, span: _Span) -> bool:
-        """Whether neighbours that no table has are one word, in languages without spaces."""
-        is_unknown = not previous.match.meanings and not span.match.meanings
-        return self.language in ("zh", "ja") and is_unknown and previous.end == span.start
 
     def _joint(self, text: str, previous: _Span, span: _Span) -> Meaning | None:
         """What a number means together with what comes next; None if it stands by itself."""
@@ -396,6 +383,21 @@ class _Span(NamedTuple):
 def _number_alone(match: Match) -> Meaning | None:
     """The number that a phrase means, if it means nothing else."""
     return match.meanings[0] if match.meanings and all(m.kind == "number" for m in match.meanings) else None
+
+
+def _is_near(word: str, form: str, language: str) -> bool:
+    """Whether little of a form is missing in a word that has its stem."""
+    common = next((k for k, pair in enumerate(zip(word, form, strict=False)) if pair[0] != pair[1]), len(word))
+    is_cut = len(word) < len(form) and language in _SHORTEST_IS_SINGULAR
+    is_other = language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
+    is_other |= language == "pl" and form.endswith("o") and word.endswith(("y", "e"))  # "taco", "taca"
+    return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
+
+
+def _is_one_word(previous: _Span, span: _Span, language: str) -> bool:
+    """Whether neighbours that no table has are one word, in languages without spaces."""
+    is_unknown = not previous.match.meanings and not span.match.meanings
+    return language in ("zh", "ja") and is_unknown and previous.end == span.start
 
 
 def _lines(language: str) -> Iterator[tuple[str, str, str]]:
