@@ -54,6 +54,8 @@ class Bonds:
         self.relations: list[Relation] = []
         self.stand_ins: list[tuple[str, str]] = []
         self.left_out: list[str] = []
+        self.vessels: dict[int, int] = {}
+        """The things that were said after what they are in or on, and that."""
         self.relation_text = ""
         """The last relation, as it was written; empty if only a case or particle says it."""
         self.told_relation = ""
@@ -79,6 +81,8 @@ class Bonds:
             self.shared = (self.leading, 0)
         elif last == 2:
             self.relations.append(Relation("between", 2, 0, 1))
+        elif self.groups[0].count > 1:
+            self.relate("between", last, 0)
         else:
             return
         self.leading = ""
@@ -127,7 +131,9 @@ class Bonds:
     def subject(self, name: str) -> int:
         """The group that a relation begins with: the last, unless only who holds it, or what it is of, can do that."""
         last = len(self.groups) - 1
-        before = {r.b: r for r in self.relations if r.c < 0}
+        if last in self.vessels and name in PLACING:  # "a basket with eggs next to a rabbit"
+            last = self.vessels[last]
+        before = {r.b: r for r in self.relations if r.c < 0 and self.vessels.get(r.a) != r.b}
         if name in DOING:
             index = last
             while not self.is_alive(index) and index in before:
@@ -156,8 +162,9 @@ class Bonds:
 
     def relate(self, name: str, a: int, b: int) -> None:
         """Relate two groups, by a relation that so many things can be in."""
-        if name == "in" and self._is_filled(a, b):
+        if name == "in" and self.is_filled(a, b):
             a, b = b, a
+            self.vessels[a] = b
         first, second = self.groups[a], self.groups[b]
         if name == "between":  # which takes two groups: "a fox between two trees"
             name, self.told_relation = "in front of", self.told_relation or self.relation_text
@@ -183,11 +190,11 @@ class Bonds:
             self.left_out[self.left_out.index(self.told_relation)] = drawn_as(self.told_relation, name)
         self.told_relation = ""
 
-    def _is_filled(self, a: int, b: int) -> bool:
+    def is_filled(self, a: int, b: int) -> bool:
         """Whether what is in a thing is said after it: "a basket filled with eggs", りんごの入ったかご."""
         first, second = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]
         is_vessel = first.name in (*CONTAINERS, "plate", "tray") and first.kind not in _NO_VESSELS
-        is_filling = second.name not in (*CONTAINERS, *SUPPORTS) and second.kind in _HOLDABLE
+        is_filling = second.name not in (*CONTAINERS, *SUPPORTS) and second.kind in (*_HOLDABLE, "animal")
         return is_vessel and is_filling and second.kind != "clothing"
 
     def attach(self, last: int, *, is_apart: bool) -> bool:
@@ -200,6 +207,7 @@ class Bonds:
             if not relation:
                 return False
             self.relate(relation, last, last - 1)
+            self.vessels[last] = last - 1
         else:
             return False
         return True

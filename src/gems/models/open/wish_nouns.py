@@ -49,8 +49,18 @@ class Nouns(Scenery):
 
     def follows_of(self) -> bool:
         """Whether an "of" stands between the noun before and what stands here, which then is no colour."""
-        is_after_noun = self.book.language in _ROMANCE and self.noun_precedes()
-        return is_after_noun and fold(self.matches[self.position - 1].text) in ("de", "d", "di")
+        is_after_noun = self.book.language in ("en", *_ROMANCE) and self.noun_precedes()
+        return is_after_noun and fold(self.matches[self.position - 1].text) in ("of", "de", "d", "di")
+
+    def is_of_last(self) -> bool:
+        """Whether an "of" and a number or look stand between the last noun and this one: "a basket of red apples"."""
+        if self.book.language not in ("en", *_ROMANCE) or not self.groups or self.is_separated or self.negation:
+            return False
+        at = self.position - 1
+        while at > 0 and any(self.matches[at].of(kind) for kind in ("number", "look", "size")):
+            at -= 1
+        is_noun = at > 0 and self.matches[at - 1].of("thing") is not None
+        return is_noun and fold(self.matches[at].text) in ("of", "de", "d", "di")
 
     def is_material(self, thing: int) -> bool:
         """Whether a noun says what the one before it is made of: "casa de ladrillo", "ein Haus aus Ziegeln"."""

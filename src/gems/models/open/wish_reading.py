@@ -119,7 +119,7 @@ class _Reader(Nouns):
         if look and thing:
             if self.book.language == "ko" and not match.is_exact:
                 return thing  # 나무에 is "on a tree", 나무 의자 a wooden chair
-            if self.follows_of():
+            if self.follows_of() and not self.noun_follows():
                 return thing  # "un bouquet de roses"
             return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
@@ -142,7 +142,7 @@ class _Reader(Nouns):
             self.end_phrase()
         if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
             self._refuse_number(f"{self.bound} {match.text}".strip())
-        follows_noun = self.noun_precedes() and not self.group_follows_soon()
+        follows_noun = self.noun_precedes() and (self._counts_subject(match) or not self.group_follows_soon())
         if meaning.value.isdecimal() and not int(meaning.value):
             self.deny_last() if follows_noun else self.deny_next(match.text)
             return
@@ -153,6 +153,13 @@ class _Reader(Nouns):
         if earlier.isdecimal() and is_definite and (earlier != "1" or self.is_word(-1, "or")):
             self._refuse_number(f"{self.number_text} or {match.text}")
         self.waiting.number, self.number_text = meaning.value, fold(match.text)
+
+    def _counts_subject(self, match: Match) -> bool:
+        """Whether a Japanese number between a particle and a noun counts the noun before: 卵が二個皿に."""
+        is_after_particle = self.position > 0 and self.matches[self.position - 1].text in ("が", "を", "は", "も")
+        following = next(iter(self.next_matches()), None)
+        is_of_next = match.text.endswith("の") or (following is not None and following.text.startswith("の"))
+        return self.book.language == "ja" and is_after_particle and not is_of_next
 
     def _refuse_number(self, text: str) -> None:
         raise InputError(
@@ -289,8 +296,10 @@ class _Reader(Nouns):
             and self.relation is not None
             and is_genitive_of_one(fold(match.text), self.relation[0])
         )
-        is_asked = not self.negation
+        is_asked, is_of = not self.negation, self.is_of_last()
         self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
+        if is_of and self.relation is None and self.is_filled(len(self.groups) - 2, len(self.groups) - 1):
+            self.relate("in", len(self.groups) - 2, len(self.groups) - 1)
         if self.wears_last_but_one():
             self.relate("holding", len(self.groups) - 1, len(self.groups) - 2)
         if is_asked and self.relation is None and self._is_locative(match):

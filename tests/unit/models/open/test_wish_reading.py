@@ -237,6 +237,71 @@ def test_what_things_are_with_and_how_many_they_are_is_kept(prompt: str, meaning
     assert (terse(reading.wish), reading.notes) == (meaning, ())
 
 
+@pytest.mark.parametrize(
+    ("prompt", "meaning", "left_out"),
+    [
+        ("three guitars in a row", "three guitars", "in a row"),
+        ("four owls in a circle", "four owls", "in a circle"),
+        ("six eggs in two rows", "six eggs", "in two rows"),
+        ("two horses side by side", "two horses", "side by side"),
+        ("zwei Pferde nebeneinander", "two horses", "nebeneinander"),
+        ("三匹の猫が一列に並んでいる", "three cats", "一列に並んでいる"),
+        ("deux chats en cercle", "two cats", "en cercle"),
+        ("tres globos de colores", "three balloons", "de colores"),
+        ("una casa de ladrillos", "a house", "ladrillos"),
+        ("ein Haus aus Ziegelsteinen", "a house", "Ziegelsteinen"),
+        ("a house made of bricks", "a house", "bricks"),
+        ("une fille et un bouquet de tulipes", "a girl, a bouquet", "tulipes"),
+        ("eski bir kamyon", "a truck", "eski"),
+        ("una bicicletta vecchia", "a bicycle", "vecchia"),
+        ("новый автобус", "a bus", "новый"),
+        ("木の前に止まっているトラック", "a tree, a truck, the truck in front of the tree", "止まっている"),
+        (
+            "köprünün altından geçen tren",
+            "a bridge, a train, the train under the bridge",
+            "altından geçen (drawn as under)",
+        ),
+        ("一只跳舞的猫", "a cat", "跳舞"),
+    ],
+)
+def test_words_that_mean_nothing_to_the_models_are_told_as_they_were_written(
+    prompt: str, meaning: str, left_out: str
+) -> None:
+    reading = read(prompt)
+    assert (terse(reading.wish), reading.left_out) == (meaning, (left_out,))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "meaning"),
+    [
+        ("küçük kedi kırmızı bir top tutuyor", "a small cat holding a red soccer ball"),
+        ("Obok domu stoi biały koń", "a house, a white horse, the horse next to the house"),
+        ("yaşlı bir kadın", "an old woman"),
+        ("un cestino", "a basket"),
+        ("een konijntje", "a rabbit"),
+        ("a bucket filled with two fish", "a bucket, two fish, the fish in the bucket"),
+        ("梨の入ったかご", "a pear in a basket"),
+        ("卵が三個皿にのっている", "three eggs on a plate"),
+        ("玻璃瓶里有两条鱼", "a jar, two fish, the fish in the jar"),
+        ("a basket of three lemons", "a basket, three lemons, the lemons in the basket"),
+        (
+            "a basket with an egg next to a cat",
+            "a basket, an egg, a cat, the egg in the basket, the basket next to the cat",
+        ),
+        ("黒い帽子の雪だるま", "a black sun hat, a snowman, the snowman holding the sun hat"),
+        ("青いコップ", "a blue cup of coffee"),
+    ],
+)
+def test_words_are_about_the_noun_that_their_language_means(prompt: str, meaning: str) -> None:
+    reading = read(prompt)
+    assert (terse(reading.wish), reading.notes) == (meaning, ())
+
+
+def test_an_unknown_word_of_a_language_without_spaces_is_quoted_as_it_was_written() -> None:
+    with pytest.raises(InputError, match=r"'ガジェット' \(did you mean ジェット機"):
+        read("ガジェットの隣に猫")
+
+
 @pytest.mark.parametrize("prompt", ["a dog chasing a cat", "a boy holding a cup of tea", "a girl riding a horse"])
 def test_a_verb_that_is_drawn_is_no_news(prompt: str) -> None:
     assert read(prompt).notes == ()
