@@ -54,6 +54,8 @@ class Bonds:
         self.relations: list[Relation] = []
         self.stand_ins: list[tuple[str, str]] = []
         self.left_out: list[str] = []
+        self.holder_with = (-1, -1)
+        """Who has the last thing that a "with" named, and that."""
         self.vessels: dict[int, int] = {}
         """The things that were said after what they are in or on, and that."""
         self.relation_text = ""
@@ -190,6 +192,20 @@ class Bonds:
             self.left_out[self.left_out.index(self.told_relation)] = drawn_as(self.told_relation, name)
         self.told_relation = ""
 
+    def attach_too(self, last: int) -> bool:
+        """Relate what an "and" joins to something that is held or in a vessel, as that is: "with a hat and a cane"."""
+        if last - 1 in self.vessels and THINGS[self.groups[last].thing].kind in _HOLDABLE:
+            vessel = self.vessels[last - 1]
+            name = next(r.name for r in self.relations if (r.a, r.b) == (last - 1, vessel))
+            self.relate(name, last, vessel)
+            self.vessels[last] = vessel
+        elif self.holder_with[1] == last - 1 and self.can_hold(self.holder_with[0], last):
+            self.relate("holding", self.holder_with[0], last)
+            self.holder_with = (self.holder_with[0], last)
+        else:
+            return False
+        return True
+
     def is_filled(self, a: int, b: int) -> bool:
         """Whether what is in a thing is said after it: "a basket filled with eggs", りんごの入ったかご."""
         first, second = THINGS[self.groups[a].thing], THINGS[self.groups[b].thing]
@@ -202,6 +218,7 @@ class Bonds:
         before = THINGS[self.groups[last - 1].thing]
         if (holder := self.holder(last, is_apart=is_apart)) >= 0:
             self.relate("holding", holder, last)
+            self.holder_with = (holder, last)
         elif before.kind not in _NO_VESSELS and THINGS[self.groups[last].thing].kind in (*_HOLDABLE, "animal"):
             relation = "in" if before.name in CONTAINERS else "on" if before.name in (*SUPPORTS, *_CAKES) else ""
             if not relation:

@@ -54,11 +54,13 @@ class Nouns(Scenery):
 
     def is_of_last(self) -> bool:
         """Whether an "of" and a number or look stand between the last noun and this one: "a basket of red apples"."""
-        if self.book.language not in ("en", *_ROMANCE) or not self.groups or self.is_separated or self.negation:
+        if self.book.language not in (*_OF, *_ROMANCE) or not self.groups or self.is_separated or self.negation:
             return False
         at = self.position - 1
         while at > 0 and any(self.matches[at].of(kind) for kind in ("number", "look", "size")):
             at -= 1
+        if self.book.language in _OF and _OF[self.book.language] == "":  # "Korb Äpfel", "бочка мёда"
+            return at >= 0 and self.matches[at].of("thing") is not None
         is_noun = at > 0 and self.matches[at - 1].of("thing") is not None
         return is_noun and fold(self.matches[at].text) in ("of", "de", "d", "di")
 
@@ -93,6 +95,8 @@ class Nouns(Scenery):
 
 
 _ROMANCE: Final = ("es", "pt", "it", "fr")
+_OF: Final = {"en": "of", "de": "", "nl": "", "pl": "", "ru": ""}
+"""The "of" of what a vessel is full of; languages with an empty one say the noun alone."""
 _MATERIALS: Final = ("brick", "rock", "log")
 _MADE_OF: Final = {
     "es": ("de",),

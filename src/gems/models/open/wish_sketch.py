@@ -267,6 +267,8 @@ class Sketch(Bonds):
         elif self.said_with and last:
             is_vain = not self.attach(last, is_apart=self.is_with_apart)
             self.left_out += [self.with_text] if is_vain and self.with_text else []
+        elif is_joined and last and self.attach_too(last):
+            pass
         elif shared and is_joined:
             self.shared = shared
             self.to_share.append(Relation(shared[0], last, shared[1]))
