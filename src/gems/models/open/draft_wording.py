@@ -109,17 +109,21 @@ def joined(wish: Wish, clauses: Sequence[str], separator: str) -> str:
     """The groups' clauses, with the relations between them, or where there is none with ``separator``."""
     between = next((r for r in wish.relations if r.name == "between"), None)
     by_pair = {(r.a, r.b): r for r in wish.relations if r is not between}
+    is_inline = between is not None and (between.a, between.b, between.c) == (0, 1, 2)
     text = ""
     for index, words in enumerate(clauses):
         if relation := by_pair.get((index - 1, index)):
             text += f" {relation.name} {words}"
-        elif between and between.a == 0 and index in (1, 2):
+        elif is_inline and index in (1, 2):
             text += f" {'between' if index == 1 else 'and'} {words}"
         else:
             text += separator * bool(index) + words
     for (a, b), relation in by_pair.items():
         if b != a + 1:
             text += f"{separator}{_the(wish.groups[a])} {relation.name} {_the(wish.groups[b])}"
+    if between and not is_inline:
+        middle, first, second = (_the(wish.groups[index]) for index in (between.a, between.b, between.c))
+        text += f"{separator}{middle} between {first} and {second}"
     return text
 
 

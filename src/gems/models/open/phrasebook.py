@@ -21,6 +21,7 @@ import snowballstemmer
 
 from gems.languages import fold, pieces_of
 from gems.models.open.numerals import UNCOUNTABLE, numeral_at, product
+from gems.models.open.plurals import is_case_of_plural, is_listed_plural
 from gems.models.open.things import INDEX, WORDS_FOLDER
 
 __all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "phrasebook"]
@@ -148,7 +149,10 @@ class Phrasebook:
         forms = [form.strip() for form in phrase.lstrip("~").split(" / ")]
         for number, form in enumerate(forms):
             words = [piece.group() for piece in pieces_of(form)]
-            meaning = Meaning(kind, value, number > 0, is_stand_in, is_told)
+            is_plural = number > 0 or (
+                kind == "thing" and is_listed_plural(form, self._first[kind, value], self.language)
+            )
+            meaning = Meaning(kind, value, is_plural, is_stand_in, is_told)
             _enter(self._phrases, tuple(map(fold, words)), meaning)
             self._written.update(map(str.lower, words))
             self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]
@@ -160,14 +164,7 @@ class Phrasebook:
         word = pieces[-1][0].lower()
         if word.endswith(_VERBAL.get(self.language, ())):
             return False
-        return any(self._is_near(fold(word), form) for form in self._forms.get((key, meaning), (fold(word),)))
-
-    def _is_near(self, word: str, form: str) -> bool:
-        """Whether little of a form is missing in a word that has its stem."""
-        common = next((k for k, pair in enumerate(zip(word, form, strict=False)) if pair[0] != pair[1]), len(word))
-        is_cut = len(word) < len(form) and self.language in _SHORTEST_IS_SINGULAR
-        is_other = self.language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
-        return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
+        return any(_is_near(fold(word), form, self.language) for form in self._forms.get((key, meaning), (fold(word),)))
 
     @cached_property
     def _forms(self) -> dict[tuple[tuple[str, ...], Meaning], list[str]]:
@@ -257,7 +254,10 @@ class Phrasebook:
         """
         length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
         last = position + length - 1
-        if length > 1 and all(meaning.kind != "thing" for meaning in meanings):
+        is_whole = self.language == "ja" and any(
+            meaning.kind == "relation" for meaning in meanings
+        )  # の前に止まっている
+        if length > 1 and not is_whole and all(meaning.kind != "thing" for meaning in meanings):
             further, longer_meanings, is_certain = self._longest_at(pieces[last : last + self._longest])
             kinds = {meaning.kind for meaning in longer_meanings}
             if further > 1 and ("thing" in kinds or (is_certain and kinds & {"relation", "place"})):
@@ -293,7 +293,9 @@ class Phrasebook:
         for span in self._spans(text):
             previous = result[-1] if result else None
             joint = self._joint(text, previous, span) if previous else None
-            if previous is None or joint is None:
+            if previous and _is_one_word(previous, span, self.language):
+                result[-1] = _Span(previous.start, span.end, Match(text[previous.start : span.end], (), False))
+            elif previous is None or joint is None:
                 result.append(span)
             elif joint is _LEFT_OUT:  # of "a 100 dollar bill", the number alone
                 result[-1:] = [_Span(previous.start, previous.end, Match(previous.match.text, (joint,))), span]
@@ -330,8 +332,17 @@ class Phrasebook:
                 is_exact = key == whole and table is self._phrases
                 meanings = [m for m in table.get(key, ()) if is_exact or self._is_form(pieces[:length], m, key)]
                 if meanings and not self._ends_in_relation(words, length):
-                    return length, tuple(meanings), is_exact
+                    several = () if is_exact else self._several(words[length - 1], meanings, tuple(stems[:length]))
+                    return length, tuple(several or meanings), is_exact
         return 0, (), False
+
+    def _several(self, word: str, meanings: Sequence[Meaning], key: tuple[str, ...]) -> list[Meaning]:
+        """What a case form of a noun that the table lacks means, if it is a plural; otherwise nothing."""
+        plurals = [form for m in meanings for form in self._forms.get((key, m._replace(is_plural=True)), ())]
+        is_plural = is_case_of_plural(word, plurals, self.language)
+        # In Russian and Polish, whatever form has the stem may have been entered last.
+        is_known = self.language not in ("ru", "pl")
+        return [m._replace(is_plural=(is_known and m.is_plural) or (is_plural and m.kind == "thing")) for m in meanings]
 
     def _ends_in_relation(self, words: Sequence[str], length: int) -> bool:
         """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
@@ -351,7 +362,8 @@ class Phrasebook:
 
     def words_of(self, kind: str) -> list[str]:
         """The phrases that have a meaning of a kind, for messages."""
-        return [" ".join(key) for key, meanings in self._phrases.items() if any(m.kind == kind for m in meanings)]
+        gap = "" if self.language in ("zh", "ja") else " "
+        return [gap.join(key) for key, meanings in self._phrases.items() if any(m.kind == kind for m in meanings)]
 
 
 _COMMA: Final = Meaning("word", "and")
@@ -371,6 +383,21 @@ class _Span(NamedTuple):
 def _number_alone(match: Match) -> Meaning | None:
     """The number that a phrase means, if it means nothing else."""
     return match.meanings[0] if match.meanings and all(m.kind == "number" for m in match.meanings) else None
+
+
+def _is_near(word: str, form: str, language: str) -> bool:
+    """Whether little of a form is missing in a word that has its stem."""
+    common = next((k for k, pair in enumerate(zip(word, form, strict=False)) if pair[0] != pair[1]), len(word))
+    is_cut = len(word) < len(form) and language in _SHORTEST_IS_SINGULAR
+    is_other = language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
+    is_other |= language == "pl" and form.endswith("o") and word.endswith(("y", "e"))  # "taco", "taca"
+    return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
+
+
+def _is_one_word(previous: _Span, span: _Span, language: str) -> bool:
+    """Whether neighbours that no table has are one word, in languages without spaces."""
+    is_unknown = not previous.match.meanings and not span.match.meanings
+    return language in ("zh", "ja") and is_unknown and previous.end == span.start
 
 
 def _lines(language: str) -> Iterator[tuple[str, str, str]]:

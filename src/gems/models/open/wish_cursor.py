@@ -39,6 +39,8 @@ class Cursor(Sketch):
         for match in self.next_matches():
             if match.of("thing") and not match.of("look"):
                 return True
+            if self.book.language == "tr" and match.of("number"):
+                continue  # "sarı bir balon" is a yellow balloon
             if not (match.of("look") or match.of("size")):
                 return names_thing or (not match.meanings and not self.waiting.is_empty)
             names_thing = match.of("thing") is not None  # "an orange orange"

@@ -38,6 +38,14 @@ class Negations(Cursor):
         if self.relation and self.relation[0] == "between" and self.relation[1] >= 0:
             return
         self.end_phrase()
+        if (
+            value == "and"
+            and match.text != ","
+            and self.relation
+            and self.relation[1] >= 0
+            and self._ends_in_relation()
+        ):
+            self.drop_relation()  # "birds on the roof and a cat"
         if self.after_absent and value != "with" and self._denies_on(value, match):
             self.negation = "no"
             return
@@ -47,13 +55,17 @@ class Negations(Cursor):
         self.after_absent = ""
         self.said_comma = match.text == ","
         self.is_with_apart = value == "with" and self.is_word(-1, "and")
+        self.with_text = match.text if value == "with" and _is_having(self.book) else ""
         self.said_with, self.said_and = value == "with", not self.said_comma
         self.is_separated = True
         if match.text == ",":
-            self.drop_verb()
-            self.relation = None
+            self.drop_relation()
             if self.groups and self.groups[-1].more and _means_number(self.matches[self.position - 1]):
                 self.leave_number()  # "cats: 3, dogs: 2"
+
+    def _ends_in_relation(self) -> bool:
+        """Whether a relation stands right before the cursor."""
+        return self.position > 0 and self.matches[self.position - 1].of("relation") is not None
 
     def _denies_on(self, value: str, match: Match) -> bool:
         """Whether what must not be there goes on after a joint: "without cats and birds", "no cats, cows or pigs"."""
@@ -147,6 +159,11 @@ class Negations(Cursor):
         else:
             self.leave_denial(word)
         return True
+
+
+def _is_having(book: Phrasebook) -> bool:
+    """Whether "with" says what a thing has; in Turkish, Japanese and Korean it only joins things."""
+    return book.language not in ("tr", "ja", "ko")
 
 
 def _means_number(match: Match) -> bool:

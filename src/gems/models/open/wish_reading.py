@@ -14,11 +14,14 @@ from gems.errors import InputError
 from gems.languages import fold
 from gems.models.open.numerals import UNCOUNTABLE
 from gems.models.open.phrasebook import TONGUES, Match, Meaning, Phrasebook, phrasebook
+from gems.models.open.plurals import is_genitive_of_one
 from gems.models.open.things import DEPTHS, INDEX, LOOK_NAMES, THINGS
 from gems.models.open.tokens import quoted
+from gems.models.open.wish import Relation
 from gems.models.open.wish_bonds import CONTAINERS, PLACING, SUPPORTS, quantity
 from gems.models.open.wish_negations import negated_text
-from gems.models.open.wish_scenery import ABOVE, Scenery
+from gems.models.open.wish_nouns import Nouns
+from gems.models.open.wish_scenery import ABOVE
 from gems.models.open.wish_sketch import HINT, Neighbour, Reading, in_short
 
 __all__ = ["Reading", "language_of_prompt", "read"]
@@ -89,7 +92,7 @@ def read(prompt: str, neighbour: Neighbour | None = None) -> Reading:
     return reader.walk()
 
 
-class _Reader(Scenery):
+class _Reader(Nouns):
     """The cursor over a prompt's phrases."""
 
     bound = ""
@@ -116,6 +119,8 @@ class _Reader(Scenery):
         if look and thing:
             if self.book.language == "ko" and not match.is_exact:
                 return thing  # 나무에 is "on a tree", 나무 의자 a wooden chair
+            if self.follows_of() and not self.noun_follows():
+                return thing  # "un bouquet de roses"
             return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
         if place and relation:
@@ -137,7 +142,7 @@ class _Reader(Scenery):
             self.end_phrase()
         if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
             self._refuse_number(f"{self.bound} {match.text}".strip())
-        follows_noun = self.noun_precedes() and not self.group_follows_soon()
+        follows_noun = self.noun_precedes() and (self._counts_subject(match) or not self.group_follows_soon())
         if meaning.value.isdecimal() and not int(meaning.value):
             self.deny_last() if follows_noun else self.deny_next(match.text)
             return
@@ -148,6 +153,13 @@ class _Reader(Scenery):
         if earlier.isdecimal() and is_definite and (earlier != "1" or self.is_word(-1, "or")):
             self._refuse_number(f"{self.number_text} or {match.text}")
         self.waiting.number, self.number_text = meaning.value, fold(match.text)
+
+    def _counts_subject(self, match: Match) -> bool:
+        """Whether a Japanese number between a particle and a noun counts the noun before: 卵が二個皿に."""
+        is_after_particle = self.position > 0 and self.matches[self.position - 1].text in ("が", "を", "は", "も")
+        following = next(iter(self.next_matches()), None)
+        is_of_next = match.text.endswith("の") or (following is not None and following.text.startswith("の"))
+        return self.book.language == "ja" and is_after_particle and not is_of_next
 
     def _refuse_number(self, text: str) -> None:
         raise InputError(
@@ -178,7 +190,8 @@ class _Reader(Scenery):
             return False
         if not self.noun_follows():
             return True
-        return self.book.adjectives != "before" and not self.is_word(-1, "ignore")
+        is_next = not self.waiting.unknown and not self.is_word(-1, "ignore")  # no verb stands between
+        return self.book.adjectives != "before" and is_next
 
     def take_place(self, meaning: Meaning, match: Match) -> None:
         self.end_group(match)
@@ -197,6 +210,7 @@ class _Reader(Scenery):
             return  # "not wearing a hat" is "no hat"
         if meaning.is_told:
             self.left_out.append(match.text)
+        self.told_relation = match.text if meaning.is_told else ""
         if self.book.relations == "after" and self.follows_undrawn() and meaning.value in PLACING:
             if meaning.value in ABOVE and self.is_scene_before():
                 above = self.waiting if self.thing_follows() or not self.groups else self.groups[-1]
@@ -212,8 +226,9 @@ class _Reader(Scenery):
                 self.relation = None
             is_before = meaning.value != "holding" and self.book.relations == "between"
             self.leading = meaning.value if is_before or _stands_between(match, self.book) else ""
+            self.relation_text = self.leading_text = match.text
             return
-        self.drop_verb()
+        self.drop_relation()
         self.relation_text = match.text
         if self.book.relations == "after" and not _stands_between(match, self.book):
             b = len(self.groups) - 1
@@ -221,6 +236,8 @@ class _Reader(Scenery):
             free = b > 0 and not is_apart and not any(r.a == b - 1 for r in self.relations)
             if free:
                 self.relate(meaning.value, b - 1, b)
+            elif meaning.value == "between" and b > 1 and self.groups[b].is_joined and not self.groups[b - 1].is_joined:
+                self.relations.append(Relation("between", b - 2, b - 1, b))  # "the cat is a dog and a horse between"
             else:
                 self.relation = (meaning.value, -1 - b)
         else:
@@ -256,10 +273,14 @@ class _Reader(Scenery):
             and "pair of" in meaning.value
         ):
             self.waiting.number = "1"
-        if self._is_modifier(match) or self._is_adjective(meaning) or self._is_ingredient(thing):
+        if self.is_modifier(match) or self.is_adjective(meaning) or self.is_ingredient(thing):
             self.left_out.append(match.text)
             return
-        if self._is_sail(thing):
+        if self.is_material(thing):
+            self.relation, self.said_with = None, False
+            self.left_out.append(match.text)
+            return
+        if self.is_sail(thing):
             self.waiting.unknown.append(match.text)
             self.end_phrase()
             return
@@ -269,40 +290,20 @@ class _Reader(Scenery):
         if meaning.is_stand_in and not self.negation:
             self.stand_ins.append((match.text, meaning.value))
         # In Russian and Polish the genitive of one is often written as the plural.
-        is_genitive = self.book.language in ("ru", "pl") and self.relation is not None
-        is_asked = not self.negation
+        is_genitive = (
+            self.book.language in ("ru", "pl")
+            and match.is_exact
+            and self.relation is not None
+            and is_genitive_of_one(fold(match.text), self.relation[0])
+        )
+        is_asked, is_of = not self.negation, self.is_of_last()
         self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
+        if is_of and self.relation is None and self.is_filled(len(self.groups) - 2, len(self.groups) - 1):
+            self.relate("in", len(self.groups) - 2, len(self.groups) - 1)
+        if self.wears_last_but_one():
+            self.relate("holding", len(self.groups) - 1, len(self.groups) - 2)
         if is_asked and self.relation is None and self._is_locative(match):
             self._take_locative(THINGS[thing].name)
-
-    def _is_adjective(self, meaning: Meaning) -> bool:
-        """Whether a word for old people is about the noun beside it: "velha árvore", "casa vieja"."""
-        following = next(iter(self.next_matches()), None)
-        before = self.matches[self.position - 1] if self.noun_precedes() else following
-        is_beside = before is not None and before.of("thing") is not None
-        return (
-            self.book.language in ("es", "pt", "it", "fr")
-            and meaning.value in ("old man", "old woman", "elderly person")
-            and is_beside
-        )
-
-    def _is_sail(self, thing: int) -> bool:
-        """Whether the word for a candle means a sail, which has no drawing: "un barco sin velas"."""
-        return (
-            self.book.language in ("es", "pt")
-            and THINGS[thing].name == "candle"
-            and bool(self.groups)
-            and (THINGS[self.groups[-1].thing].kind, THINGS[self.groups[-1].thing].home) == ("vehicle", "water")
-        )
-
-    def _is_ingredient(self, thing: int) -> bool:
-        """Whether a food only says what kind the food before it is: "tarte aux pommes", "zumo de naranja"."""
-        return (
-            self.book.language in ("es", "pt", "it", "fr")
-            and self.noun_precedes()
-            and self.is_word(-1, "ignore")
-            and all(THINGS[index].kind in ("food", "drink") for index in (thing, self.groups[-1].thing))
-        )
 
     def _is_locative(self, match: Match) -> bool:
         """Whether a noun's ending or particle says that something is there: "Vazoda", 花瓶に, 꽃병에."""
@@ -321,18 +322,7 @@ class _Reader(Scenery):
     def _take_locative(self, name: str) -> None:
         relation = "in" if name in CONTAINERS else "on" if name in SUPPORTS else ""
         if relation:
-            self.relation = (relation, -len(self.groups))
-
-    def _is_modifier(self, match: Match) -> bool:
-        """Whether a noun only says what kind of thing the next noun is: "toy cars"."""
-        following = next(iter(self.next_matches()), None)
-        return (
-            self.book.language in ("en", "de", "nl")
-            and following is not None
-            and following.of("thing") is not None
-            and not any(m.kind in ("look", "word", "number") for m in following.meanings)
-            and not (match.of("thing") or Meaning("", "")).is_plural
-        )
+            self.relation, self.relation_text = (relation, -len(self.groups)), ""
 
     def _take_unknown(self, word: str) -> None:
         if not self.lacks(word):
@@ -344,7 +334,7 @@ def _stands_between(match: Match, book: Phrasebook) -> bool:
     relation = match.of("relation")
     return book.language == "zh" and (
         (relation is not None and relation.value == "holding")
-        or match.text.lstrip("正在")[:1] in "追跳飞飛和跟骑騎开駕驾看靠面"
+        or match.text.lstrip("正在")[:1] in "装裝盛追跳飞飛和跟骑騎开駕驾看靠面"
     )
 
 

@@ -33,9 +33,12 @@ class Scenery(Negations):
             self.left_out.append(match.text)
         elif self.thing_follows():
             self.relation = (meaning.value, -1 - self.referent(len(self.groups) - 1))
+            self.relation_text = match.text
             self.is_separated = True
         elif len(self.groups) > 1 and not any(len(self.groups) - 1 in (r.a, r.b) for r in self.relations):
             self.relate(meaning.value, len(self.groups) - 1, self.referent(len(self.groups) - 2))
+            if self.left_out[-1:] == [self.with_text]:  # "a house with a tree next to it"
+                self.left_out.pop()
         else:
             self.left_out.append(match.text)
 

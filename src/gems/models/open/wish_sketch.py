@@ -16,7 +16,7 @@ from gems.models.open.drawn_parts import has_part
 from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
-from gems.models.open.things import INDEX, LOOK_NAMES, THINGS, VERBS
+from gems.models.open.things import INDEX, LOOK_NAMES, THINGS
 from gems.models.open.wish import Relation, Wish
 from gems.models.open.wish_bonds import Bonds, Draft, quantity
 from gems.models.pocket.vocabulary import with_near_words
@@ -113,8 +113,6 @@ class Sketch(Bonds):
         super().__init__()
         self.book, self.texts, self.neighbour = book, texts, neighbour
         self.background = ""
-        self.relation_text = ""
-        """The last relation, as it was written."""
         self.absent: list[int] = []
         self.missing: list[str] = []
         self.scenes: list[str] = []
@@ -133,6 +131,8 @@ class Sketch(Bonds):
         self.is_apart = False
         """Whether an "and" or a comma stands between the last two groups."""
         self.said_with = self.said_and = self.said_comma = False
+        self.with_text = ""
+        """The last "with" as it was written; empty if it means no more than "and"."""
         self.is_with_apart = False
         """Whether a comma or an "and" stands before the last "with"."""
 
@@ -148,9 +148,11 @@ class Sketch(Bonds):
         self.share_relations()
         if self.negation:
             self.leave_denial(self.negation)
-        self.drop_verb()
+        self.drop_relation()
+        if self.leading and not _is_preposition(self.leading, self.leading_text):
+            self.left_out.append(self.leading_text)
         self._write()
-        self._join_mentions()
+        self.join_mentions()
         absent = tuple(dict.fromkeys(self.absent))
         for name, part in ((THINGS[g.thing].name, part) for g in self.groups for part in absent):
             if has_part(name, part):
@@ -161,24 +163,6 @@ class Sketch(Bonds):
             tuple(dict.fromkeys(words)) for words in (self.missing, self.scenes, self.left_out, self.denials)
         )
         return Reading(wish, tuple(self.stand_ins), missing, scenes, left_out, denials, self.book.language)
-
-    def _join_mentions(self) -> None:
-        """A thing that is named once in each of two relations is one: "a cat on a chair, a lamp behind the chair"."""
-        for later in range(len(self.groups) - 1, 0, -1):
-            group = self.groups[later]
-            earlier = next((k for k in range(later) if _is_mention(group, self.groups[k])), None)
-            if earlier is None or not (self._is_related(later) and self._is_related(earlier)):
-                continue
-            places = [earlier if k == later else k - (k > later) for k in range(len(self.groups))]
-            relations = [
-                replace(r, a=places[r.a], b=places[r.b], c=places[r.c] if r.c >= 0 else -1) for r in self.relations
-            ]
-            if all(len({r.a, r.b, r.c}) == 3 for r in relations):
-                del self.groups[later]
-                self.relations = relations
-
-    def _is_related(self, index: int) -> bool:
-        return any(index in (r.a, r.b, r.c) for r in self.relations)
 
     def end_phrase(self) -> None:
         """Settle words that no table has: a noun, if something waits for one; otherwise they are left out."""
@@ -290,8 +274,11 @@ class Sketch(Bonds):
             self.join(last)
         elif self.leading and last and not self.said_and:
             self.relate_to_leading(last)
-        elif self.said_with and last and (holder := self.holder(last, is_apart=self.is_with_apart)) >= 0:
-            self.relate("holding", holder, last)
+        elif self.said_with and last:
+            is_vain = not self.attach(last, is_apart=self.is_with_apart)
+            self.left_out += [self.with_text] if is_vain and self.with_text else []
+        elif is_joined and last and self.attach_too(last):
+            pass
         elif shared and is_joined:
             self.shared = shared
             self.to_share.append(Relation(shared[0], last, shared[1]))
@@ -303,10 +290,12 @@ class Sketch(Bonds):
         self.left_out.append(" ".join(words))
         self.denials.append(" ".join(words))
 
-    def drop_verb(self) -> None:
-        """Tell of a verb without an object, such as "a dog chasing": a relation needs two."""
-        if self.relation is not None and self.relation[0] in VERBS:
-            self.left_out.append(self.relation_text)
+    def drop_relation(self) -> None:
+        """Tell of a relation without a second thing, such as "a dog chasing" or "birds on the roof"; it needs two."""
+        if self.relation is not None and self.relation_text:
+            is_bare = _is_preposition(self.relation[0], self.relation_text)
+            self.left_out += [] if is_bare else [self.relation_text]
+        self.relation = None
 
     def deny(self, text: str) -> None:
         """Refuse a negation of anything but a thing.
@@ -369,14 +358,13 @@ def _check(wish: Wish, left_out: Sequence[str], book: Phrasebook) -> None:
             raise InputError(f"{noun_of(group.thing, 2)} are asked for, and asked not to be there")
 
 
-def _is_mention(group: Draft, earlier: Draft) -> bool:
-    """Whether a group can be an earlier one once more: it says nothing that is not said of that."""
-    own = (group.count, group.more, group.look or earlier.look, group.size, group.place, group.text)
-    return group.thing == earlier.thing and own == (1, False, earlier.look, "", "", "") and earlier.count == 1
-
-
 def _is_plural(word: str) -> bool:
     return word.endswith("s") and not word.endswith(("ss", "us", "is"))
+
+
+def _is_preposition(name: str, text: str) -> bool:
+    """Whether a relation is but an "in the" or "on", which says nothing without its noun."""
+    return name in ("in", "on") and len(text.split()) < 3
 
 
 def _is_participle(word: str) -> bool:
