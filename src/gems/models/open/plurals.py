@@ -56,5 +56,5 @@ def is_genitive_of_one(word: str, relation: str) -> bool:
     return relation in _OF and bool(_LIKE_GENITIVE.search(word)) and not is_case_of_plural(word, (), "pl")
 
 
-_OF: Final = ("next to", "to the left of", "to the right of", "in front of", "behind", "around", "on top of", "in")
+_OF: Final = ("next to", "to the left of", "to the right of", "in front of", "behind", "around", "above", "in")
 """Relations whose words take the genitive."""

@@ -108,7 +108,7 @@ def relation_margin(name: str, a: Items, b: Items, c: Items = ()) -> float:
 
 
 _Centre = tuple[float, float, float]
-_MIRRORED: Final = {"to the right of": "to the left of", "behind": "in front of", "under": "on top of"}
+_MIRRORED: Final = {"to the right of": "to the left of", "behind": "in front of", "under": "above"}
 
 
 def _centre(items: Items) -> _Centre:
@@ -127,7 +127,7 @@ def _chasing(a: _Centre, b: _Centre) -> float:
 _CENTRES: Final[dict[str, Callable[[_Centre, _Centre], float]]] = {
     "to the left of": lambda a, b: b[0] - a[0] - 0.08,
     "in front of": lambda a, b: a[2] - b[2] - 0.15,
-    "on top of": _above,
+    "above": _above,
     "chasing": _chasing,
 }
 
@@ -460,7 +460,7 @@ def strangeness(wish: Wish, index: int, items: Items) -> float:
     return sum(lowest) / len(lowest)
 
 
-_LIFTING: Final = ("on", "in", "on top of", "jumping over", "flying over")
+_LIFTING: Final = ("on", "in", "above", "jumping over", "flying over")
 """Relations that take their first group off the ground."""
 
 _CANDIDATES: Final = 28
@@ -478,8 +478,8 @@ _INVERSE: Final = {
     "to the right of": "to the left of",
     "in front of": "behind",
     "behind": "in front of",
-    "on top of": "under",
-    "under": "on top of",
+    "above": "under",
+    "under": "above",
     "jumping over": "beneath",
     "flying over": "beneath",
     "chasing": "chased by",
@@ -487,7 +487,7 @@ _INVERSE: Final = {
 _OFFSETS: Final = {
     "to the left of": (-1.25, 0.0),
     "to the right of": (1.25, 0.0),
-    "on top of": (0.0, -1.1),
+    "above": (0.0, -1.1),
     "under": (0.0, 1.1),
     "jumping over": (0.0, -1.3),
     "flying over": (0.0, -1.5),

@@ -78,7 +78,7 @@ SIZES: Final[dict[str, tuple[float, float]]] = {
 MAX_COUNT: Final = 12
 
 RELATIONS: Final = (
-    *("to the left of", "to the right of", "in front of", "behind", "under", "on top of"),
+    *("to the left of", "to the right of", "in front of", "behind", "under", "above"),
     *("next to", "between", "around", "chasing", "jumping over", "playing with"),
     *("on", "holding", "flying over", "in"),
 )

@@ -184,7 +184,7 @@ class Bonds:
         if name == "in" and THINGS[second.thing].name in SUPPORTS:
             name = "on"  # "en un plato"
         if name == "on" and first.count > 3 * second.count:
-            name = "on top of"
+            name = "above"
         if name == "in" and THINGS[second.thing].name in _FULL:  # an apple in a bowl is not in the soup
             self.stand_ins.append((second.word, THINGS[second.thing].name))
         self.relations.append(Relation(name, a, b))
@@ -264,7 +264,7 @@ def _is_mention(group: Draft, earlier: Draft) -> bool:
 
 
 PLACING: Final = (
-    *("to the left of", "to the right of", "in front of", "behind", "under", "on top of", "next to"),
+    *("to the left of", "to the right of", "in front of", "behind", "under", "above", "next to"),
     *("on", "flying over", "in"),
 )
 """The relations that say where a thing is, not what it does."""

@@ -62,4 +62,4 @@ class Scenery(Negations):
             self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"
 
 
-ABOVE: Final = ("flying over", "on top of")
+ABOVE: Final = ("flying over", "above")
