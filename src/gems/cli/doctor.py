@@ -167,14 +167,13 @@ def _list_words() -> str:
 
 def _list_open_words() -> str:
     from gems.models.open.phrasebook import TONGUES
-    from gems.models.open.things import ARRANGEMENTS, BACKGROUNDS, LOOK_NAMES, PLACES, RELATIONS, SIZES, THINGS
+    from gems.models.open.things import BACKGROUNDS, LOOK_NAMES, PLACES, RELATIONS, SIZES, THINGS
 
     lists = {
         "looks": LOOK_NAMES[1:],
         "sizes": SIZES,
         "relations": RELATIONS,
         "places": PLACES,
-        "arrangements": ARRANGEMENTS,
         "backgrounds": BACKGROUNDS,
         "languages": TONGUES,
     }
