@@ -38,11 +38,21 @@ def excess_work(data: bytes) -> str:
     Of animations only the first frame is decoded, so that their length does not matter.
     """
     if data.startswith(_PNG):
-        parts = sum(1 for _ in zip(_chunks(data), range(_MAX_PARTS + 1), strict=False))
-        return f"more than {_MAX_PARTS:,} chunks" if parts > _MAX_PARTS else ""
+        return _excess_in_png(data)
     if data[4:8] == _AVIF:
         return _excess_in_avif(data)
     return _excess_in_jpeg(data) if data.startswith(_JPEG) else ""
+
+
+def _excess_in_png(data: bytes) -> str:
+    parts = profiles = 0
+    for kind in _chunks(data):
+        parts, profiles = parts + 1, profiles + (kind == b"iCCP")
+        if profiles > 1:  # Pillow inflates each to as much as a megabyte, and keeps the last
+            return "more than one colour profile"
+        if parts > _MAX_PARTS:
+            return f"more than {_MAX_PARTS:,} chunks"
+    return ""
 
 
 def _chunks(png: bytes) -> Iterator[bytes]:

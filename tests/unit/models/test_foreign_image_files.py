@@ -213,6 +213,7 @@ BOMBS = {
     "fill bytes": b"\xff\xd8" + b"\xff" * 2**25,
     "junk": b"\xff\xd8\xff\xe1\0\2" + b"a" * 2**25 + b"\xff\xda",
     "chunks": PNG[:33] + chunk(b"tEXt", b"a\0b") * 2**18 + PNG[33:],
+    "profiles": PNG[:33] + chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20))) * 10_000 + PNG[33:],
 }
 
 
