@@ -29,7 +29,7 @@ from gems.models.open.slots import ALPHABET, NUM_SLOTS, SLOT_DIM, VECTOR, encode
 from gems.models.open.stage import MAX_THINGS, Scene, layout, sample_wish
 from gems.models.open.things import BACKGROUNDS, THINGS
 from gems.models.open.tokens import MAX_TOKENS, Encoded, tokens_of_prompt
-from gems.models.open.wish import Group, Wish
+from gems.models.open.wish import Group, Relation, Wish
 
 __all__ = ["SEEN_THINGS", "Settings", "make_text", "train"]
 
@@ -57,6 +57,7 @@ class Settings:
     scenes: int = 60_000
     terse: float = 0.25
     dropout: float = 0.05
+    attached: float = 0.3
     level_mean: float = 0.8
     level_spread: float = 1.3
     seed: int = 0
@@ -177,15 +178,27 @@ def make_text(rng: np.random.Generator) -> str:
             return text
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
+_ATTACHED: Final = ("on", "in", "holding")
+
+
+def sample_scene(rng: np.random.Generator, attached: float) -> Scene:
     """A random scene of seen things, now and then of none.
 
-    In a third of the scenes that should lack something it is there all the same.
+    In a third of the scenes that should lack something it is there all the same. In a share of those with two or more
+    things the first is on, in or holding the second, which is rare otherwise.
     """
     if rng.random() < 0.02:
         background = str(rng.choice(BACKGROUNDS))
         return Scene(Wish((), background=background), (), (), background)
     wish = sample_wish(rng, SEEN_THINGS, make_text)
+    if len(wish.groups) > 1 and rng.random() < attached:
+        name, most = str(rng.choice(_ATTACHED)), int(rng.choice([1, 1, 2, 3]))
+        first, second = (
+            replace(group, count=min(group.count, count), size="", place="")
+            for group, count in zip(wish.groups, (most * 2 if name == "in" else most, 1), strict=False)
+        )
+        others = tuple(r for r in wish.relations if r.a > 0 and r.name != "between")
+        wish = replace(wish, groups=(first, second, *wish.groups[2:]), relations=(Relation(name, 0, 1), *others))
     if wish.absent and rng.random() < 0.35 and len(wish.groups) < 4 and sum(g.count for g in wish.groups) < MAX_THINGS:
         intruded = replace(wish, groups=(*wish.groups, Group(wish.absent[0])))
         scene = layout(intruded, rng)
@@ -202,15 +215,15 @@ class Dataset:
     things: NDArray[np.int16]
 
     @classmethod
-    def chunk(cls, path: Path, n: int, seed: int, number: int) -> Dataset:
+    def chunk(cls, path: Path, n: int, settings: Settings, number: int) -> Dataset:
         """One part of the data set, made if it is missing."""
         if not path.exists():
-            rng, book = np.random.default_rng([seed, number]), phrasebook("en")
+            rng, book = np.random.default_rng([settings.seed, number]), phrasebook("en")
             slots = []
             ids = np.zeros((n, 1 + RICH, MAX_TOKENS), dtype=np.uint8)
             things = np.full((n, 1 + RICH, MAX_TOKENS), -1, dtype=np.int16)
             for k in range(n):
-                scene = sample_scene(rng)
+                scene = sample_scene(rng, settings.attached)
                 slots.append(encode(scene).astype(np.float16))
                 view = _as_asked(scene)
                 for j, text in enumerate([terse(view.wish), *(rich(view, rng) for _ in range(RICH))]):
@@ -228,7 +241,7 @@ class Dataset:
         folder.mkdir(parents=True, exist_ok=True)
         parts = []
         for number in range(settings.scenes // CHUNK):
-            parts.append(cls.chunk(folder / f"scenes-{settings.seed}-{number:03d}.npz", CHUNK, settings.seed, number))
+            parts.append(cls.chunk(folder / f"scenes-{settings.seed}-{number:03d}.npz", CHUNK, settings, number))
             print(f"scenes {len(parts) * CHUNK}", flush=True)
         return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 

@@ -26,7 +26,7 @@ _ENDINGS: Final = {
     "accepted": "accepted",
     "rounds": "not solved: rounds used up",
     "budget": "not solved: budget used up",
-    "stalled": "not solved: no progress",
+    "stalled": "not solved: no better image in sight",
     "cancelled": "stopped",
     "failed": "failed",
 }

@@ -208,7 +208,8 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
         )
         for group, members, arrangement in zip(scene.wish.groups, scene.members, scene.arrangements, strict=True)
     ]
-    return f"{joined(scene.wish, clauses, '; ')}; {BACKGROUND_PHRASES[wish.background]}"
+    # A scene too small for all relations has lost some; the draft has them all.
+    return f"{joined(wish, clauses, '; ')}; {BACKGROUND_PHRASES[wish.background]}"
 
 
 def _setting(wish: Wish) -> str:

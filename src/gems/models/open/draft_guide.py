@@ -33,7 +33,7 @@ people, weather) by their plain English names, and understands these words; othe
 at the bottom left, at the bottom right
 - depth: in the background, in the foreground
 - backgrounds: {", ".join(BACKGROUND_PHRASES.values())}
-- one text of up to 16 capital letters: a placard that says "HELLO"
+- one text of up to 16 capital letters: a sign that says "HELLO"
 It draws best from one clause for each kind of thing, with semicolons between them: NUMBER SIZE LOOK THING \
 ARRANGEMENT PLACE DEPTH, and the background last. Things that relate to each other are joined by the relation instead \
 of a semicolon; say where they stand all the same. Never name what must not be there: it draws what it reads.
@@ -43,5 +43,5 @@ a bear jumping over four metal clocks at night = one bear at the top jumping ove
 bottom; at night
 a huge turtle behind a tree, without birds = one huge turtle in the middle in the background behind one tree at the \
 bottom in the foreground
-a cat on a couch with a sign that says "nap time" = one cat in the middle on one couch in the middle; one placard that \
+a cat on a couch with a sign that says "nap time" = one cat in the middle on one couch in the middle; one sign that \
 says "NAP TIME" on the right; in a room"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import atan2, hypot, pi
+from math import atan2, ceil, hypot, pi, sqrt
 from typing import Final
 
 import numpy as np
@@ -140,7 +140,7 @@ def _beside(i: Item, j: Item) -> float:
 def _standing_on(i: Item, j: Item) -> float:
     """Its bottom lies in the upper part of the other's square, and its middle above the other's."""
     sunk = i.bottom - j.top
-    return min(sunk + 0.05, 0.6 * j.size - sunk, 0.5 * j.size - abs(i.x - j.x) + 0.02, j.y - i.y - 0.02)
+    return min(sunk + 0.02, 0.6 * j.size - sunk, 0.5 * j.size - abs(i.x - j.x) + 0.02, j.y - i.y - 0.02)
 
 
 def _holding(i: Item, j: Item) -> float:
@@ -214,6 +214,9 @@ _MAX_OVERLAP: Final = 0.3
 
 _STACKED: Final = ("on", "holding", "in")
 
+_ATTACHED: Final = {"on": 3, "holding": 2, "in": 9}
+"""How many things one other can carry."""
+
 
 def layout(wish: Wish, rng: np.random.Generator, tries: int = 12) -> Scene:
     """Lay a wish out at random so that all of it holds.
@@ -277,8 +280,9 @@ class _Stage:
                 sizes[k] = max(sizes[k], 0.34)
         for relation in self.wish.relations:
             if relation.name == "in":
-                sizes[relation.b] = min(0.5, max(sizes[relation.b], 1.5 * sizes[relation.a]))
-                sizes[relation.a] = min(sizes[relation.a], 0.62 * sizes[relation.b])
+                in_row = ceil(sqrt(self.counts[relation.a] / self.counts[relation.b]))
+                sizes[relation.b] = min(0.5, max(sizes[relation.b], 1.5 * min(2, in_row) * sizes[relation.a]))
+                sizes[relation.a] = max(0.065, min(sizes[relation.a], 0.62 / in_row**0.6 * sizes[relation.b]))
             if relation.name == "holding" and not self.wish.groups[relation.b].size:
                 sizes[relation.b] = max(0.065, min(sizes[relation.b], 0.6 * sizes[relation.a]))
         return sizes
@@ -299,7 +303,7 @@ class _Stage:
         """Random places for a group's things: near those that it relates to, else anywhere."""
         group, n, size, rng = self.wish.groups[index], self.counts[index], self.sizes[index], self.rng
         partner = self._partner(index)
-        if partner and partner[0] in _STACKED and n <= 2 * len(partner[1]):
+        if partner and partner[0] in _STACKED and n <= _ATTACHED[partner[0]] * len(partner[1]):
             return "", self._attached(index, partner[0], partner[1])
         name, spots = _pattern(n, size, rng)
         depth = self._depth(index)
@@ -379,16 +383,20 @@ class _Stage:
         rounds = -(-self.counts[index] // len(items))
         slots = [(item, k) for item in items for k in range(rounds)][: self.counts[index]]
         result = []
+        columns = ceil(sqrt(rounds))
         for item, k in slots:
-            side = (k - (rounds - 1) / 2) * 0.8
-            dx, dy = side * size + float(rng.uniform(-0.06, 0.06)) * item.size, 0.0
+            row = k // columns
+            column = k % columns - (min(columns, rounds - row * columns) - 1) / 2
+            dx, dy = 0.8 * size * (k - (rounds - 1) / 2) + float(rng.uniform(-0.06, 0.06)) * item.size, 0.0
             depth = item.depth
             if name == "on":
                 reach = (size + item.size) / 2
                 dy = -(reach - float(rng.uniform(0.05, 0.3)) * item.size) if is_subject else reach - 0.15 * size
                 depth += 0.03 if is_subject else -0.03
             elif name == "in":
-                dx, dy = 0.5 * dx, float(rng.uniform(-0.05, 0.1)) * item.size
+                rows = ceil(rounds / columns)
+                dx = 0.9 * size * column + float(rng.uniform(-0.03, 0.03)) * item.size
+                dy = 0.9 * size * (row - (rows - 1) / 2) + float(rng.uniform(-0.03, 0.06)) * item.size
                 depth += 0.04 if is_subject else -0.04
             else:
                 swing = float(rng.choice((-1, 1))) * float(rng.uniform(0.3, 0.5)) * (size + item.size) / 2
@@ -411,12 +419,12 @@ class _Stage:
         """How good places are; None if a thing leaves the canvas or hides another, or if something asked for fails."""
         group = self.wish.groups[index]
         for i in items:
-            reach = 0.32 * i.size
+            reach = 0.45 * i.size
             if not (reach < i.x < 1 - reach and reach < i.y < 1 - reach):
                 return None
         if group.place and not holds_place(group.place, items):
             return None
-        together: set[int] = set()
+        together, before = set[int](), set[int]()
         least = 1.0
         for relation in self.wish.relations:
             members = [
@@ -426,6 +434,8 @@ class _Stage:
                 continue
             if relation.name in (*_STACKED, "in front of", "behind", "around", "playing with"):
                 together |= {relation.a, relation.b}
+            if relation.name in ("holding", "in"):
+                before |= {relation.a, relation.b}
             if all(m is not None for m in members):
                 margin = relation_margin(relation.name, *[m for m in members if m is not None])
                 if margin < min(_MARGIN, _LEAST_MARGIN.get(relation.name, 1.0)):
@@ -434,8 +444,9 @@ class _Stage:
         overlap = _overlap(items, items)
         neighbours = [i for k, placed in self.placed.items() if k not in together for i in placed]
         overlap = max(overlap, _overlap(items, neighbours))
-        near = [i for k, placed in self.placed.items() if k in together for i in placed]
-        if overlap > _MAX_OVERLAP or _overlap(items, near) > 0.62:
+        near = [i for k, placed in self.placed.items() if k in together - before for i in placed]
+        behind = [i for k, placed in self.placed.items() if k in before for i in placed]
+        if overlap > _MAX_OVERLAP or max(_overlap(items, near), _hidden(items, behind)) > 0.62:
             return None
         return (
             min(least, 0.1)
@@ -509,6 +520,16 @@ def _overlap(a: Sequence[Item], b: Sequence[Item]) -> float:
             dx, dy = reach - abs(i.x - j.x), reach - abs(i.y - j.y)
             if i is not j and dx > 0 and dy > 0:
                 worst = max(worst, min(1.0, dx * dy / min(i.size, j.size) ** 2))
+    return worst
+
+
+def _hidden(a: Sequence[Item], b: Sequence[Item]) -> float:
+    """The largest share of the farther of two squares, one of ``a`` and one of ``b``, that the nearer one covers."""
+    worst = 0.0
+    for i in a:
+        for j in b:
+            nearer, farther = (i, j) if i.depth > j.depth else (j, i)
+            worst = max(worst, _overlap([i], [j]) * min(1.0, nearer.size / farther.size) ** 2)
     return worst
 
 

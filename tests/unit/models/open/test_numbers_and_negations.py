@@ -191,5 +191,5 @@ def test_the_generator_reads_no_number_as_another() -> None:
 def test_private_marks_in_a_prompt_mean_nothing() -> None:
     assert tokens('a dog\ue000 "HI"') == tokens('a dog "HI"')
     assert tokens("\ue000a dog\ue000") == tokens("a dog")
-    assert terse(read('a dog\ue000 and a sign "HI"').wish) == 'a dog, a placard that says "HI"'
+    assert terse(read('a dog\ue000 and a sign "HI"').wish) == 'a dog, a sign that says "HI"'
     assert read("a \ue000dog").wish == read("a dog").wish

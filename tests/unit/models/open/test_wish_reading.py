@@ -52,7 +52,7 @@ _THREE_IN_A_BASKET = "a pear, a lemon, an egg in a basket, the pear in the baske
         ("a mouse in the top left corner", "a mouse at the top left"),
         ("a cat sitting on a chair in the background", "a cat on a chair in the background"),
         ('a t-shirt that says "be kind"', 'a t-shirt that says "BE KIND"'),
-        ('an owl and the words "Good night"', 'an owl, a placard that says "GOOD NIGHT"'),
+        ('an owl and the words "Good night"', 'an owl, a sign that says "GOOD NIGHT"'),
         ("Zwei rote Katzen neben einem großen Hund", "two red cats next to a big dog"),
         ("Eine Eule ohne Hut bei Nacht", "an owl, at night, without sun hats"),
         ("trois chats noirs à gauche d'un éléphant rayé", "three black cats to the left of a striped elephant"),
