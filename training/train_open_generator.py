@@ -197,8 +197,10 @@ def sample_scene(rng: np.random.Generator, attached: float) -> Scene:
             replace(group, count=min(group.count, count), size="", place="")
             for group, count in zip(wish.groups, (most * 2 if name == "in" else most, 1), strict=False)
         )
-        others = tuple(r for r in wish.relations if r.a > 0 and r.name != "between")
-        wish = replace(wish, groups=(first, second, *wish.groups[2:]), relations=(Relation(name, 0, 1), *others))
+        other_relations = tuple(r for r in wish.relations if r.a > 0 and r.name != "between")
+        wish = replace(
+            wish, groups=(first, second, *wish.groups[2:]), relations=(Relation(name, 0, 1), *other_relations)
+        )
     if wish.absent and rng.random() < 0.35 and len(wish.groups) < 4 and sum(g.count for g in wish.groups) < MAX_THINGS:
         intruded = replace(wish, groups=(*wish.groups, Group(wish.absent[0])))
         scene = layout(intruded, rng)
