@@ -167,7 +167,7 @@ def _list_words() -> str:
 
 def _list_open_words() -> str:
     from gems.models.open.phrasebook import TONGUES
-    from gems.models.open.things import BACKGROUNDS, LOOK_NAMES, PLACES, RELATIONS, SIZES, THINGS, WORDS_FOLDER
+    from gems.models.open.things import BACKGROUNDS, LOOK_NAMES, PLACES, RELATIONS, SIZES, THINGS
 
     lists = {
         "looks": LOOK_NAMES[1:],
@@ -178,7 +178,7 @@ def _list_open_words() -> str:
         "languages": TONGUES,
     }
     words = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in lists.items())
-    return f"{len(THINGS)} things, named in {WORDS_FOLDER / 'en.txt'}; counts up to twelve, a short text in quotes; {words}"
+    return f"{len(THINGS)} things, counts up to twelve, a short text in quotes; {words}"
 
 
 # --- options --------------------------------------------------------------------------------------------------------
