@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from train_open_generator import SEEN_THINGS, make_text
+from train_open_generator import SEEN_THINGS, sample_scene
 
 from gems.models.open.finder import Finder
 from gems.models.open.painting import draw
-from gems.models.open.stage import MAX_THINGS, Item, layout, sample_wish
+from gems.models.open.stage import MAX_THINGS, Item
 from gems.models.open.things import BACKGROUNDS, LOOK_NAMES, THINGS
 from gems.models.pocket.sprites import silhouette
 from gems.models.pocket.vision import BOX_MEAN, BOX_SCALE, GRID, INPUT_SIZE, normalise, pretrained
@@ -36,7 +36,7 @@ HIDDEN: Final = 0.2
 
 def sample_items(rng: np.random.Generator) -> tuple[list[Item], str, str]:
     """The things, background and text of a random scene; almost half are like a weak generator's."""
-    scene = layout(sample_wish(rng, SEEN_THINGS, make_text), rng)
+    scene = sample_scene(rng, attached=0.3)
     items = scene.items
     if rng.random() < 0.45:
         items = messy(items, rng)
@@ -209,6 +209,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=1.2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--draw-only", action="store_true")
+    parser.add_argument("--start", type=Path, help="checkpoint of a finder to begin from, instead of the pocket trunk")
     o = parser.parse_args()
     torch.set_num_threads(o.threads)
     o.out.mkdir(parents=True, exist_ok=True)
@@ -220,7 +221,7 @@ def main() -> int:
     torch.manual_seed(0)
     model = Finder()
     trunk = {k: v for k, v in pretrained().state_dict().items() if not k.startswith("heads.")}
-    model.load_state_dict(trunk, strict=False)
+    model.load_state_dict(torch.load(o.start, weights_only=True)["average"] if o.start else trunk, strict=False)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average, optimizer, step = (
         copy.deepcopy(model),

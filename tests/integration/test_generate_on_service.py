@@ -32,6 +32,8 @@ def test_it_prints_what_a_local_run_prints(service: ServiceProcess, tmp_path: Pa
     remote = gems_here(*options, "--service", service.url, "--out", tmp_path / "remote", home=tmp_path / "none")
     assert remote.returncode == local.returncode, remote.stderr
     assert shown(remote.stdout) == shown(local.stdout)
+    Path("/tmp/me/rem.txt").write_text(shown(remote.stderr))
+    Path("/tmp/me/loc.txt").write_text(shown(local.stderr))
     assert shown(remote.stderr) == shown(local.stderr)
     [best], [same] = ((tmp_path / place).glob("*/best.png") for place in ("local", "remote"))
     with Image.open(best) as image, Image.open(same) as copy:

@@ -12,6 +12,8 @@ from gems.cli.summaries import MARKS
 from gems.printable import in_plain_words
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gems.graph.events import Event, PromptEvent, StepEvent, VerdictEvent
 
 __all__ = ["LiveRun"]
@@ -50,6 +52,14 @@ class LiveRun:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def lacks_question(self, event: Event) -> bool:
+        """Whether an event answers a question that no event has told yet."""
+        return event["event"] == "verdict" and event["requirement_id"] not in self._questions
+
+    def learn_questions(self, questions: Mapping[str, str]) -> None:
+        """Take over questions, by the id of the requirement, that events told to others before this one listened."""
+        self._questions = {**questions, **self._questions}
 
     def __call__(self, event: Event) -> None:
         """Show one event. Some kinds show nothing."""

@@ -41,6 +41,7 @@ class _Picture(BaseModel):
 class _Row(BaseModel):
     model_config = ConfigDict(extra="allow")
 
+    id: str = ""
     question: str
     kind: str
     skill: str
