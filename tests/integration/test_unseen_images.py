@@ -106,18 +106,32 @@ def test_a_run_is_remembered_only_if_something_is_known_of_its_image(answers: bo
     assert len(graph.store.search(namespace("default"))) == answers
 
 
-def test_a_call_that_a_budget_has_no_room_for_is_no_error_in_the_log(
+def test_a_look_that_a_budget_has_no_room_for_is_no_error_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    both = threading.Barrier(2, timeout=20)
+    """Two proposals are drawn at the same time, and the last call goes to the first image of one of them."""
+    looks, is_over = threading.Event(), threading.Event()
+
+    class Server(PaintGenerator):
+        draws_for_many = True
+
+        def generate(self, requests: Any, **options: Any) -> Any:
+            seed = requests[0].seed
+            assert seed == 10 or looks.wait(20)
+            if seed == 13:
+                time.sleep(0.3)  # the look at image 11 is refused meanwhile
+                is_over.set()
+            assert seed != 12 or is_over.wait(20)
+            return super().generate(requests, **options)
 
     def look(index: int) -> Any:
-        if index < 2:
-            both.wait()  # neither asks again before both are being answered
-        return "no form"
+        looks.set()
+        assert is_over.wait(20)
+        return verdict("no")
 
     chat = model(look)
-    graph = build(tmp_path, chat, candidates=2, verify_concurrency=2, budget={"chat_calls": 5})
-    out = graph.invoke({"prompt": PROMPT}, THREAD)
-    assert out["usage"].chat_calls == len(chat.calls) <= 5
-    assert not caplog.records
+    settings = {"candidates": 4, "proposals": 2, "verify_concurrency": 2, "max_rounds": 1, "budget": {"chat_calls": 3}}
+    out = build(tmp_path, chat, Server(), **settings).invoke({"prompt": PROMPT}, THREAD)
+    assert (len(chat.calls), out["usage"].chat_calls, out["usage"].images) == (3, 3, 4)
+    assert [attempt.verified for attempt in out["attempts"]] == [True, False, False, False]
+    assert not [record for record in caplog.records if "callback" in record.getMessage()]
