@@ -44,10 +44,10 @@ def outcome_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) 
     best = best_attempt(attempts)
     if best is None:
         return "failed"
-    last = attempts[-1]
     if best.flawless:
         return "solved"
-    reason = limit_of(last, usage, context) or ("stalled" if last.round - best.round >= context.patience else None)
+    is_stalled = attempts[-1].round - best.round >= context.patience
+    reason = limit_of(attempts, usage, context) or ("stalled" if is_stalled else None)
     return "solved" if reason and best.passed and best.judged != "rejected" else reason
 
 
@@ -56,12 +56,15 @@ def asks_person(context: GemsContext, outcome: Outcome | None) -> bool:
     return outcome != "failed" and (context.review == "rounds" or (context.review == "end" and outcome is not None))
 
 
-def limit_of(last: Attempt, usage: Usage, context: GemsContext) -> Outcome | None:
+def limit_of(attempts: Sequence[Attempt], usage: Usage, context: GemsContext) -> Outcome | None:
     """Why there cannot be another round, or None if there can."""
+    last = attempts[-1]
+    # A flawless image ends the looks at its neighbours, too; a person may reject it.
+    is_cut_short = not last.verified and not any(attempt.flawless for attempt in attempts)
     if last.round >= context.max_rounds:
         return "rounds"
     # Another round costs one refinement, one image and one verification: do not start a round that cannot be finished.
-    if not last.verified or context.budget.exhausted(usage, chat_calls=2, images=1):
+    if is_cut_short or context.budget.exhausted(usage, chat_calls=2, images=1):
         return "budget"
     return None
 

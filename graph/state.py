@@ -121,6 +121,11 @@ class Verdict(_Frozen):
         """The probability that the requirement is met, in [0, 1]; one half where the verifier is unsure."""
         return {"yes": self.confidence, "no": 1 - self.confidence, "unsure": 0.5}[self.answer]
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it says anything: a question that got no answer is unsure, with no confidence at all."""
+        return self.answer != "unsure" or self.confidence > 0
+
 
 class ImageRef(_Frozen):
     """A reference to an image. The bytes are in the image store."""
@@ -167,8 +172,13 @@ class Attempt(_Frozen):
 
     @property
     def verified(self) -> bool:
-        """Whether the verifier has looked at it."""
+        """Whether the verifier has looked at it. Otherwise its score says nothing."""
         return bool(self.verdicts)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether every requirement of the user has an answer, so that it can be compared with other attempts."""
+        return self.verified and all(v.is_known for v in self.verdicts)
 
     @property
     def passed(self) -> bool:
@@ -312,12 +322,14 @@ def score_verdicts(verdicts: Sequence[Verdict]) -> float:
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt | None:
     """The attempt to return: one that passed if there is one, then the highest score, then the earliest.
 
-    A person's decision comes first. Skill checks, and then quality, decide only among attempts that passed.
+    A person's decision comes first. Skill checks, and then quality, decide only among attempts that passed. An image
+    that nobody has looked at comes last, behind rejected ones: nothing speaks for it.
     """
     decision = {"accepted": 1, "": 0, "rejected": -1}
     return max(
         attempts,
         key=lambda a: (
+            a.verified or a.judged != "",
             decision[a.judged],
             a.passed,
             a.flawless,

@@ -109,11 +109,13 @@ def _message_of(result: Any) -> tuple[str, GemsOutput]:
     """
     best = best_attempt(result["attempts"])
     questions = {r.id: r.question for r in result["requirements"]}
+    is_checked = best is not None and best.verified  # an image that nobody has looked at did not pass everything
     message = {
         "image": result["image"].uri if result["image"] else None,
         "outcome": result["outcome"],
-        "score": round(result["score"], 3),
+        "score": round(result["score"], 3) if is_checked or not best else None,
         "did_not_pass": [questions[v.requirement_id] for v in best.verdicts if v.answer != "yes"] if best else [],
+        **({} if is_checked or not best else {"not_checked": list(questions.values())}),
         "images_made": result["usage"].images,
         **{name: result[name] for name in ("errors", "notes") if result[name]},
     }

@@ -98,13 +98,13 @@ class Experience(BaseModel):
 def distil(run_id: str, past: Trajectory) -> Experience:
     """The experience from one run."""
     kinds = {requirement.id: requirement.kind for requirement in past.requirements}
-    hard = [kinds[v.requirement_id] for a in past.attempts for v in a.verdicts if v.answer != "yes"]
+    hard = [kinds[v.requirement_id] for a in past.attempts for v in a.verdicts if v.answer != "yes" and v.is_known]
     failures = {
         attempt.prompt: Failure(prompt=attempt.prompt, missed=tuple(attempt.failed_questions[:3]))
         for attempt in past.attempts
         if attempt.failed_questions and attempt.prompt != past.best_prompt
     }
-    if not past.solved:
+    if not past.solved and _is_failure(past):
         failures[past.best_prompt] = Failure(prompt=past.best_prompt, missed=tuple(past.failed_questions[:3]))
     return Experience(
         prompt=past.prompt,
@@ -123,6 +123,12 @@ def distil(run_id: str, past: Trajectory) -> Experience:
         solved_count=int(past.solved),
         mean_reward=past.reward,
     )
+
+
+def _is_failure(past: Trajectory) -> bool:
+    """Whether a run's best prompt is known not to have worked: a question says so, or a person against all answers."""
+    best = [] if past.best is None else past.attempts[past.best].verdicts
+    return bool(past.failed_questions) or all(verdict.answer == "yes" for verdict in best)
 
 
 def merge(old: Experience, new: Experience) -> Experience:

@@ -122,7 +122,7 @@ class Trajectory(BaseModel):
 
 
 def _failed_questions(attempt: Attempt, requirements: dict[str, Requirement]) -> list[str]:
-    return [requirements[v.requirement_id].question for v in attempt.verdicts if v.answer != "yes"]
+    return [requirements[v.requirement_id].question for v in attempt.verdicts if v.answer != "yes" and v.is_known]
 
 
 TRAJECTORIES: Final = ("gems", "trajectories")

@@ -19,7 +19,7 @@ from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.state import Assignment, GemsState, Usage
 from gems.models.calling import CALL, LOST_ANSWERS, REQUESTS
-from gems.models.deadlines import MAY_SEND, SENDS
+from gems.models.deadlines import BEFORE_CALL, MAY_SEND, SENDS
 from gems.models.failures import has_sent_nothing
 from gems.models.generators import FURTHER_IMAGES
 from gems.nodes.lost_answers import Question, lost_answers
@@ -193,6 +193,12 @@ class Meter(BaseCallbackHandler):
         finally:
             self.reserved, self.is_optional = before, False
 
+    def begin(self) -> None:
+        """Reserve a call. One beyond the limit raises, and an optional one that would take what is reserved."""
+        is_refused = (self.is_optional and self.must_stop()) or (self.is_ahead and not self._affords(1))
+        if is_refused or not self.may_send(0):
+            raise BackendError("the budget leaves no further call for this", retryable=False)
+
     def on_chat_model_start(
         self,
         serialized: dict[str, Any],
@@ -201,14 +207,9 @@ class Meter(BaseCallbackHandler):
         invocation_params: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Reserve a call. Refuse one beyond the limit, and an optional one that would take what is reserved.
-
-        Raises:
-            BackendError: The budget has no room for it.
-        """
-        is_refused = (self.is_optional and self.must_stop()) or (self.is_ahead and not self._affords(1))
-        if is_refused or not self.may_send(0):
-            raise BackendError("the budget leaves no further call for this", retryable=False)
+        """Note what a call asks. One that no caller of ours has reserved is reserved here, see ``begin``."""
+        if CALL.get() not in self._in_flight:
+            self.begin()
         self._questions[CALL.get()] = Question.of(self._node, self.options, messages, invocation_params or {})
         self._announce()
 
@@ -360,12 +361,14 @@ def metered(
 @contextmanager
 def _counting(chats: Meter | None, requests: Meter) -> Iterator[None]:
     token, may_send, sends = _METER.set(chats), MAY_SEND.set(requests.may_send), SENDS.set(requests.sends)
+    before_call = BEFORE_CALL.set(chats.begin if chats else lambda: None)
     try:
         yield
     finally:
         _METER.reset(token)
         MAY_SEND.reset(may_send)
         SENDS.reset(sends)
+        BEFORE_CALL.reset(before_call)
 
 
 @contextmanager

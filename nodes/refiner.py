@@ -252,6 +252,8 @@ def _report(state: GemsState, detailed: Sequence[Attempt]) -> str:
 
 
 def _line(attempt: Attempt) -> str:
+    if not attempt.verified:
+        return f"{attempt.round}.{attempt.candidate} {attempt.strategy}: not checked"
     failures = [v.requirement_id for v in attempt.answers if v.answer != "yes"]
     passed = len(attempt.answers) - len(failures)
     return (

@@ -29,7 +29,7 @@ def make_review(resources: Resources) -> Node:
 
     def review(state: GemsState, runtime: Runtime[GemsContext]) -> GemsState:
         context, attempts = resources.context(runtime), state["attempts"]
-        limit = limit_of(attempts[-1], state["usage"], context)
+        limit = limit_of(attempts, state["usage"], context)
         subject = _attempt_in_question(state)
         question, fault = _question(state, subject, ends=limit is not None), ""
         while True:

@@ -34,8 +34,9 @@ def make_store_memory(resources: Resources) -> Node:
         runtime.stream_writer({"event": "outcome", "outcome": state["outcome"]})
         best = best_attempt(state["attempts"])
         store = resources.memory(context, runtime)
-        # Only verified images are worth remembering, and a reused one was remembered before.
-        if store is not None and best is not None and best.verified and best.strategy != "reuse":
+        # Nothing is learned from a run of whose image nothing is known, and a reused one was remembered before.
+        is_known = best is not None and any(verdict.is_known for verdict in best.verdicts)
+        if store is not None and best is not None and is_known and best.strategy != "reuse":
             run_id, generator = state["run_id"], resources.generator(context).name
             mllm = context.mllm if resources.mllm is None else type(resources.mllm).__name__
             trajectory = Trajectory.from_state(state, generator=generator, mllm=mllm)

@@ -311,7 +311,7 @@ def test_the_index_has_every_field_of_a_result(tmp_path: Path) -> None:
         "stopped_by_total": "",
     }
     for attempt in row["attempts"]:
-        attempt.update(negative_prompt="n", quality=0.25, flaws="f")
+        attempt.update(verified=True, negative_prompt="n", quality=0.25, flaws="f")
     full: Any = {**row, **told}
     assert set(full) == set(BatchRow.__annotations__) | set(JobFields.__annotations__)
     assert set(full["usage"]) == set(UsageFields.__annotations__) == set(Usage.model_fields)
@@ -322,6 +322,36 @@ def test_the_index_has_every_field_of_a_result(tmp_path: Path) -> None:
     for attempt in full["attempts"]:  # they are told with their questions
         attempt["verdicts"] = [{"question": "?", "answer": "yes", "confidence": 0.9}]
     assert _lacking(full, line) == []
+
+
+@pytest.mark.parametrize(
+    "verdicts",
+    [
+        {},  # another image was right, or a budget had ended
+        {"r1": ["no", 0.9]},
+        {"r1": ["no", 0.9], "r2": ["unsure", 0.0]},  # it got no answer
+    ],
+)
+def test_only_images_with_all_verdicts_are_compared(verdicts: dict[str, Any], tmp_path: Path) -> None:
+    """As rows of earlier versions have it, which do not say whether an image is verified."""
+    source = make_batch(tmp_path / "out", ids=("a", "b"))
+    record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
+    for row, others in zip(
+        list(record.rows(saved_jobs(source))), (verdicts, {"r1": ["no", 0.9], "r2": ["no", 0.8]}), strict=True
+    ):
+        worse, better = row["attempts"]
+        better.update(verdicts={"r1": ["yes", 0.9], "r2": ["yes", 0.9]})
+        worse.update(score=0.0, passed=0, total=len(others), verdicts=others)
+        asked = [Requirement(id=id_, question=f"{id_}?", kind="count").model_dump(mode="json") for id_ in ("r1", "r2")]
+        record.add(cast(BatchRow, {**row, "requirements": asked}))
+    exported = export(source, "preferences", tmp_path / "p")
+    assert (exported.examples, exported.skipped, exported.unverified) == (1, 1, 1)
+    [pair] = pq.read_table(tmp_path / "p" / "data" / "train-00000.parquet").to_pylist()
+    assert pair["caption"] == "prompt 1"
+    told = forked.gems("export", source, "--to", "preferences", "--out", tmp_path / "p", home=tmp_path / "home")
+    assert "1 images left out, without a verdict on every requirement" in " ".join(told.stdout.split())
+    [first, second] = pq.read_table(write_index(source, record)).to_pylist()
+    assert [a["verified"] for row in (first, second) for a in row["attempts"]] == [False, True, True, True]
 
 
 def test_unsolved_prompts_and_rows_without_an_image_are_skipped(tmp_path: Path) -> None:

@@ -392,6 +392,7 @@ def brief(attempt: Attempt) -> AttemptFields:
         "score": round(attempt.score, 4),
         "passed": sum(v.answer == "yes" for v in attempt.verdicts),
         "total": len(attempt.verdicts),
+        "verified": attempt.is_answered,
         "verdicts": {v.requirement_id: [v.answer, v.confidence] for v in attempt.verdicts},
         "image": attempt.image.uri,
         "sha256": attempt.image.sha256,

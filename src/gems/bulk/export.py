@@ -22,6 +22,7 @@ from gems.bulk.results import (
     ResultsFile,
     best_attempt_of,
     check_folder,
+    is_verified,
     read_manifest,
     saved_jobs,
 )
@@ -79,6 +80,7 @@ def _index_schema() -> pa.Schema:
             ("score", pa.float64()),
             ("passed", pa.int32()),
             ("total", pa.int32()),
+            ("verified", pa.bool_()),
             ("image", pa.string()),
             ("sha256", pa.string()),
             ("verdicts", _verdicts_type()),
@@ -165,6 +167,7 @@ def _index_row(row: BatchRow, images: ImageStore) -> dict[str, Any]:
             {
                 **attempt,
                 **_looks(attempt),
+                "verified": is_verified(row, attempt),
                 "negative_prompt": attempt.get("negative_prompt", ""),
                 "image": images.address(attempt["sha256"]),
                 "verdicts": _verdicts(row, attempt),
@@ -198,6 +201,8 @@ class Exported:
     examples: int
     skipped: int
     """Prompts without an example: unsolved prompts, or prompts without a pair."""
+    unverified: int = 0
+    """Images that could be in no pair, since they have not an answer to every requirement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +249,14 @@ def export(
     check_target(target)
     jobs = saved_jobs(source)
     record = ResultsFile(source / "results.jsonl", bound_to=read_manifest(source)["bound_to"])
-    prompts = 0
+    prompts = unverified = 0
 
     def rows() -> Iterator[BatchRow]:
-        nonlocal prompts
+        nonlocal prompts, unverified
         for row in record.rows(jobs):
             prompts += 1
+            if kind == "preferences":
+                unverified += sum(not is_verified(row, attempt) for attempt in row.get("attempts", []))
             yield row
             on_row()
 
@@ -261,12 +268,13 @@ def export(
     try:
         examples, exported_prompts = FORMATS[kind](rows(), _Images(source, images), draft, choice or Choice())
         if not examples:
-            raise InputError(f"{source} has nothing for {kind}: {_WHY_EMPTY[kind]}")
+            images_left_out = f" ({unverified:,} images have no verdict on every requirement)" if unverified else ""
+            raise InputError(f"{source} has nothing for {kind}: {_WHY_EMPTY[kind]}{images_left_out}")
         publish(draft, folder, {"format": kind, "batch": str(source), "examples": examples})
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         os.close(lock)
-    return Exported(target, examples, prompts - exported_prompts)
+    return Exported(target, examples, prompts - exported_prompts, unverified)
 
 
 _WHY_EMPTY: Final = {
@@ -294,6 +302,7 @@ def _metadata(row: BatchRow, attempt: AttemptFields) -> dict[str, Any]:
         "negative_prompt": attempt.get("negative_prompt", ""),
         "seed": attempt["seed"],
         "score": attempt["score"],
+        "verified": is_verified(row, attempt),
         "solved": row.get("outcome") == "solved",
         "sha256": attempt["sha256"],
         "verdicts": _verdicts(row, attempt),
@@ -414,8 +423,12 @@ def _pair_rows(rows: Iterable[BatchRow], images: _Images, choice: Choice) -> Ite
 
 
 def _pairs(row: BatchRow, margin: float) -> Iterator[tuple[AttemptFields, AttemptFields]]:
-    """A prompt's pairs of a better and a worse attempt, the greatest difference first. Each attempt is in one pair."""
-    attempts = sorted(row.get("attempts", []), key=lambda a: (a["passed"], a["score"]), reverse=True)
+    """A prompt's pairs of a better and a worse attempt, the greatest difference first. Each attempt is in one pair.
+
+    Attempts without an answer to every requirement are in none: what was not looked at is not worse.
+    """
+    verified = [attempt for attempt in row.get("attempts", []) if is_verified(row, attempt)]
+    attempts = sorted(verified, key=lambda a: (a["passed"], a["score"]), reverse=True)
     for better, worse in zip(attempts, reversed(attempts), strict=True):
         is_clear = better["score"] - worse["score"] >= margin and better["passed"] > worse["passed"]
         if not is_clear or better["sha256"] == worse["sha256"]:

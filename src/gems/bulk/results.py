@@ -41,6 +41,8 @@ __all__ = [
     "claim",
     "group_of",
     "is_final",
+    "is_looked_at",
+    "is_verified",
     "leased",
     "locked",
     "open_record",
@@ -84,6 +86,8 @@ class AttemptFields(TypedDict):
     score: float
     passed: int
     total: int
+    verified: NotRequired[bool]
+    """Whether every requirement has an answer. Rows of older versions do not say so; see ``is_verified``."""
     verdicts: dict[str, list[Any]]
     """{requirement id: [answer, confidence]}."""
     image: str
@@ -150,6 +154,26 @@ def best_attempt_of(row: BatchRow) -> AttemptFields | None:
     """The attempt that a result's prompt ended with; None if no image was made."""
     best = row.get("best")
     return None if best is None else row["attempts"][best]
+
+
+def is_verified(row: BatchRow, attempt: AttemptFields) -> bool:
+    """Whether an attempt of a result has an answer to every requirement; only then can its counts be compared.
+
+    The rest was not looked at, since another image was right or a budget had ended, or not with success.
+    """
+    ids = {requirement["id"] for requirement in row.get("requirements", [])} | attempt["verdicts"].keys()
+    return attempt.get("verified", True) and bool(ids) and ids == _answered(attempt)
+
+
+def is_looked_at(attempt: AttemptFields) -> bool:
+    """Whether an attempt of a result has an answer to any requirement."""
+    return bool(_answered(attempt))
+
+
+def _answered(attempt: AttemptFields) -> set[str]:
+    """The requirements that have an answer; see ``Verdict.is_known``."""
+    verdicts = attempt["verdicts"].items()
+    return {name for name, (answer, confidence) in verdicts if answer != "unsure" or confidence > 0}
 
 
 @dataclass(slots=True)

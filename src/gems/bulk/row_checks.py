@@ -76,6 +76,7 @@ class _Attempt(_Checked):
     score: _Share
     passed: _Count
     total: _Count
+    verified: bool = True
     verdicts: dict[str, tuple[Answer, _Share]]
     image: str
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

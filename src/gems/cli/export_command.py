@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -57,9 +58,15 @@ def export(
         choice = Choice(solved=not everything, margin=margin, pairs=pairs)
         dataset = write(source, kind, folder, choice, images=images, on_row=lambda: progress.advance(task))
     if as_json:
-        print_json({"folder": str(dataset.folder), "examples": dataset.examples, "skipped": dataset.skipped})
+        print_json({**asdict(dataset), "folder": str(dataset.folder)})
         return
+    left_out = (
+        f"; {dataset.unverified:,} images left out, without a verdict on every requirement"
+        if dataset.unverified
+        else ""
+    )
     out.print(
-        f"{dataset.examples:,} examples in {escape(str(dataset.folder))}; {dataset.skipped:,} prompts gave none",
+        f"{dataset.examples:,} examples in {escape(str(dataset.folder))}; {dataset.skipped:,} prompts gave none"
+        f"{left_out}",
         highlight=False,
     )

@@ -142,7 +142,8 @@ def show(
     )
     table = Table("", "strategy", "score", "generation prompt", "did not pass", "image")
     for number, attempt in enumerate(run.attempts, start=1):
-        score, failed_checks = f"{attempt.score:.2f}", "\n".join(attempt.failed_questions)
+        score = f"{attempt.score:.2f}" if attempt.verdicts or attempt.score else "not checked"
+        failed_checks = "\n".join(attempt.failed_questions)
         cells = (str(number), attempt.strategy, score, attempt.prompt, failed_checks, attempt.image.sha256[:12])
         table.add_row(*map(escape, cells))
     out.print(table)

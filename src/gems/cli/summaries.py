@@ -97,9 +97,11 @@ def _print_requirements(summary: RunSummary) -> None:
 def _print_outcome(summary: RunSummary) -> None:
     style = "green" if summary.outcome in ("solved", "accepted") else "yellow"
     rounds, images, calls = summary.rounds, summary.images, summary.chat_calls
+    is_checked = not summary.requirements or any(row.answer for row in summary.requirements)
+    score = f"score {summary.score:.2f}" if is_checked else "not checked"
     ending = f"[{style}]{_ENDINGS[summary.outcome]}[/]{escape(_without(summary))}"
     out.print(
-        f"{ending} after {rounds} round{_plural(rounds)}, score {summary.score:.2f}; "
+        f"{ending} after {rounds} round{_plural(rounds)}, {score}; "
         f"{images} image{_plural(images)}, {calls} chat call{_plural(calls)}, {summary.seconds:.1f} s of work"
         + (f"; {summary.killed}" if summary.killed else ""),
         highlight=False,

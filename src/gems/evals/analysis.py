@@ -11,7 +11,7 @@ import numpy as np
 
 from gems.bulk.faults import faults_of
 from gems.bulk.limits import usage_of
-from gems.bulk.results import AttemptFields, BatchRow, best_attempt_of
+from gems.bulk.results import AttemptFields, BatchRow, best_attempt_of, is_looked_at
 from gems.evals.arms import Arm, Comparison
 from gems.evals.prompts import EvalPrompt
 from gems.evals.scorers import arithmetic_mean, geometric_mean
@@ -154,7 +154,7 @@ def _by_order(judged: Sequence[Judged]) -> list[dict[str, Any]]:
 def _by_attempt(judged: Sequence[Judged], images: int) -> dict[str, Any]:
     """Figures that need the truth about every attempt, not only about the returned one."""
     attempts = [(j, i, a) for j in judged for i, a in enumerate(j.attempts)]
-    verified = [(j, i, a) for j, i, a in attempts if a["total"]]
+    verified = [(j, i, a) for j, i, a in attempts if is_looked_at(a)]
     by_strategy: dict[str, list[float]] = defaultdict(list)
     for j, i, a in attempts:
         by_strategy[a["strategy"]].append(float(is_right(j.scores[i])))

@@ -106,7 +106,7 @@ def changes_of(run_id: str, run: Trajectory) -> Iterator[DraftChange]:
 
 
 def _answers(attempt: PastAttempt) -> dict[str, bool]:
-    return {v.requirement_id: v.answer == "yes" for v in attempt.verdicts}
+    return {v.requirement_id: v.answer == "yes" for v in attempt.verdicts if v.is_known}
 
 
 def lessons_of(runs: Iterable[tuple[str, Trajectory]]) -> list[Lesson]:
@@ -145,9 +145,13 @@ def _wording_that_passed(runs: Sequence[tuple[str, Trajectory]], kind: Kind) -> 
     passing, failing_runs = list[DraftChange](), 0
     for run_id, run in runs:
         ids = [requirement.id for requirement in run.requirements if requirement.kind == kind]
-        passes = [all(_answers(attempt).get(name) for name in ids) for attempt in run.attempts] if ids else []
-        failing_runs += not all(passes)
-        best = next((attempt for attempt, passed in zip(run.attempts, passes, strict=False) if passed), None)
+        answers_of = [(attempt, _answers(attempt)) for attempt in run.attempts] if ids else []
+        # An image that nobody has looked at has neither passed nor failed.
+        passes = [
+            (attempt, all(answers[i] for i in ids)) for attempt, answers in answers_of if answers.keys() >= {*ids}
+        ]
+        failing_runs += not all(passed for _, passed in passes)
+        best = next((attempt for attempt, passed in passes if passed), None)
         if best is not None and best.prompt != run.prompt:
             passing.append(DraftChange(run_id, run.prompt, kind, "", best.prompt, fixed=True))
     counts = Counter(phrase for change in passing for phrase in phrases_of(change.after, change.prompt))

@@ -28,7 +28,7 @@ from langgraph.runtime import RunControl
 
 from gems.bulk.batch import Stop, run_batch
 from gems.bulk.jobs import Job
-from gems.bulk.results import BatchRow, Tally, best_attempt_of
+from gems.bulk.results import BatchRow, Tally, best_attempt_of, is_looked_at
 from gems.errors import BackendError
 from gems.graph.context import GemsContext
 from gems.graph.events import RequirementFields
@@ -255,8 +255,9 @@ def judge_trial(
     """
     row_without = {row["index"]: row for row in rows_without}
     all_pairs = [(row, row_without.get(row["index"], row)) for row in rows_with]
-    # A backend that fails says nothing about the skill; a prompt that cannot be drawn with it, or without, does.
-    pairs = [pair for pair in all_pairs if not any(map(_is_backend_failure, pair))]
+    # A backend that fails says nothing about the skill, nor does an image that nobody has looked at; a prompt that
+    # cannot be drawn with it, or without, does.
+    pairs = [pair for pair in all_pairs if not any(map(_says_nothing, pair))]
     own_pairs = [pair for pair in pairs if kind in [r["kind"] for r in _requirements(pair)]]
     gains = [float(_is_right(a) - _is_right(b)) for a, b in own_pairs]
     figures: Figures = {
@@ -286,8 +287,9 @@ def judge_trial(
     }
 
 
-def _is_backend_failure(row: BatchRow) -> bool:
-    return row.get("error_kind") == "backend"
+def _says_nothing(row: BatchRow) -> bool:
+    best = best_attempt_of(row)
+    return row.get("error_kind") == "backend" or (best is not None and not is_looked_at(best))
 
 
 def _cannot_be_drawn(row: BatchRow) -> bool:

@@ -13,7 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSequence
 
 from gems.faces import in_thread, runs_here, until_cancelled
 from gems.handlers import handled_on
-from gems.models.deadlines import deadline_of, too_late, within_deadline
+from gems.models.deadlines import BEFORE_CALL, deadline_of, too_late, within_deadline
 from gems.models.lenient import whole_texts
 from gems.models.servers.told_errors import with_told_errors
 from gems.models.tries import in_tries
@@ -77,8 +77,16 @@ async def call_model(
     token, seconds = CALL.set(object()), deadline_of(model)
     messages = list(conversation)
 
+    def invoke() -> T:
+        BEFORE_CALL.get()()
+        return runnable.invoke(messages)
+
+    async def ainvoke() -> T:
+        BEFORE_CALL.get()()
+        return await runnable.ainvoke(messages)
+
     def call() -> T:
-        return in_tries(lambda: with_told_errors(lambda: runnable.invoke(messages), model), model, is_misunderstood)
+        return in_tries(lambda: with_told_errors(invoke, model), model, is_misunderstood)
 
     try:
         if runs_here():
@@ -86,7 +94,7 @@ async def call_model(
         has_own_client = seconds is None and _has_async_client(model)
         try:
             async with asyncio.timeout(seconds) as limit:
-                answer = until_cancelled(runnable.ainvoke(messages) if has_own_client else in_thread(call))
+                answer = until_cancelled(ainvoke() if has_own_client else in_thread(call))
                 return _sendable(await answer)
         except TimeoutError:
             if limit.expired() and seconds is not None:

@@ -24,6 +24,7 @@ from gems.models.heads import is_whole_head, readable_head
 from gems.stopping import POLL_SECONDS, WaitEnded, is_cancelled, may_be_cancelled
 
 __all__ = [
+    "BEFORE_CALL",
     "DEADLINE",
     "IN_ONE_TRY",
     "MAY_SEND",
@@ -42,6 +43,10 @@ DEADLINE: Final = "gems_deadline_seconds"
 
 IN_ONE_TRY: Final = ContextVar("gems_in_one_try", default=False)
 """Whether a client is not to send a request again after an error of the server."""
+
+BEFORE_CALL: Final[ContextVar[Callable[[], object]]] = ContextVar("gems_before_call", default=lambda: None)
+"""Called before a chat model is called. It raises if the call is not to be made: LangChain would log what a callback
+raises, and a call that a budget has no room for is no fault."""
 
 MAY_SEND: Final[ContextVar[Callable[[int], bool]]] = ContextVar("gems_may_send", default=lambda sent_requests: True)
 """Whether a call that has sent so many requests may send another one."""

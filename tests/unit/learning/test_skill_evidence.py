@@ -103,3 +103,8 @@ def test_without_common_changes_the_passing_prompts_teach() -> None:
     assert all(change.before == "" for change in lesson.fixes)
     never_failed = [(name, past(run.prompt, run.attempts[0].prompt)) for name, run in runs]
     assert lessons_of(never_failed) == [], "prompts that never fail need no skill"
+    unseen = runs[0][1].attempts[0].model_copy(update={"verdicts": [], "failed_questions": []})
+    with_leftovers = [
+        (name, run.model_copy(update={"attempts": [*run.attempts, unseen]})) for name, run in never_failed
+    ]
+    assert lessons_of([*with_leftovers, runs[0]]) == [], "nor do those whose other images nobody has looked at"

@@ -104,6 +104,13 @@ def test_a_skill_in_use_that_harms_is_retired(results: Any, says: str) -> None:
     assert [(known.name, known.state) for known in learned_skills()] == [("lamps", "retired")]
 
 
+def test_an_image_that_nobody_has_looked_at_says_nothing_about_a_skill() -> None:
+    rows_with, rows_without = (rows_of([{"position": True}] * 3) for _ in range(2))
+    rows_with[0]["attempts"] = [{"verdicts": {}, "passed": 0, "total": 0}]
+    figures = judge_trial("position", rows_with, rows_without)
+    assert (figures["wishes"], figures["failed"], figures["lost"]) == (2, 1, 0)
+
+
 def test_a_skill_in_use_that_gains_a_little_stays() -> None:
     results = (
         rows_of([{"position": i < 16} for i in range(30)]),

@@ -11,7 +11,7 @@ from langgraph.store.base import BaseStore
 from langgraph.store.memory import InMemoryStore
 from remembering import past
 
-from gems.graph.state import Memory
+from gems.graph.state import Memory, Verdict
 from gems.memory.demands import demands_of
 from gems.memory.embedder import init_embedder
 from gems.memory.experience import EXPERIENCES, Experience, distil, merge, past_runs, prune, recall, remember
@@ -56,6 +56,17 @@ def test_a_failed_run_is_kept_as_a_failure() -> None:
     assert not taught.solved
     assert [f.prompt for f in taught.avoid] == ["six cats", "cats, six"]
     assert taught.reward == 0
+
+
+def test_a_question_that_got_no_answer_is_no_failure() -> None:
+    run = past("six cats", "six cats", solved=False, failed=[], best=0)
+    unknown = Verdict(requirement_id="r1", answer="unsure", confidence=0.0, reason="could not be verified")
+    [attempt] = run.attempts
+    run = run.model_copy(
+        update={"attempts": [attempt.model_copy(update={"verdicts": [unknown], "failed_questions": []})]}
+    )
+    taught = distil("run", run)
+    assert (taught.avoid, taught.hard) == ([], [])
 
 
 def test_spellings_of_a_prompt_share_one_experience_with_the_better_run(store: BaseStore) -> None:

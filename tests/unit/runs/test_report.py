@@ -98,7 +98,7 @@ def test_a_run_without_an_image_has_a_page_too() -> None:
 def test_an_attempt_that_was_not_checked_says_so() -> None:
     attempts = [attempt(1, "two cats", ["yes", "no"]), attempt(2, "exactly two cats", [])]
     page = render_report(record(outcome="budget", attempts=attempts), [png("red"), png("blue")])
-    assert "Best attempt</dt><dd>round 2, not checked," in page
+    assert "Best attempt</dt><dd>round 2, not checked</dd>" in page
     assert 'alt="Round 2: not checked"' in page
     assert "0 of 0" not in page
     assert "0/0" not in page

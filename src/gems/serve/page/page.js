@@ -120,7 +120,13 @@ function drawImage(attempt) {
     frame.replaceChildren(image);
   }
   const best = attempt === current.attempts[current.best] ? ", the best" : "";
-  $("caption").textContent = `Round ${attempt.round}${best}, seed ${attempt.seed}, score ${attempt.score.toFixed(2)}`;
+  const score = attempt.total ? `score ${attempt.score.toFixed(2)}` : unchecked();
+  $("caption").textContent = `Round ${attempt.round}${best}, seed ${attempt.seed}, ${score}`;
+}
+
+// What is said of an image that has no verdicts: after the end of the run, it gets none.
+function unchecked() {
+  return current.ended_at ? "not checked" : "not checked yet";
 }
 
 // What the frame says while the run has no image.
@@ -161,7 +167,7 @@ function drawRequirements(requirements) {
 function drawAttempts(attemptOnStage) {
   $("rounds-title").hidden = current.attempts.length === 0;
   $("rounds").replaceChildren(...current.attempts.map((attempt) => {
-    const score = attempt.total ? `${attempt.passed} of ${attempt.total} passed` : "not checked yet";
+    const score = attempt.total ? `${attempt.passed} of ${attempt.total} passed` : unchecked();
     const judged = attempt.judged ? `, ${attempt.judged}` : "";
     const button = make("button", { type: "button" },
       make("img", { src: `${attempt.image.url}?size=256`, alt: "", loading: "lazy" }),
