@@ -130,9 +130,9 @@ def _follow(client: ServiceClient, run: ServiceRun, live: LiveRun | None) -> Ser
             if run.status in (*FINAL, "waiting"):
                 break
         elif live is not None:
-            if live.lacks_question(told := cast("Event", event)):  # the run was quicker than this listener
+            if live.lacks_question(news := cast("Event", event)):  # the run was quicker than this listener
                 live.learn_questions({row.id: row.question for row in client.run(run.id).requirements})
-            live(told)
+            live(news)
     return run if run.status in FINAL else client.run(run.id)
 
 
