@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,7 +111,21 @@ _FRAME: Final = Words(
 
 def content_of(asks: Reading) -> list[int]:
     """Indexes of the words of a question that ask for something of this image, and not of any."""
-    return [i for i in asks.content if asks.words[i] not in _FRAME]
+    exactly = _characters_of(asks, _EXACTLY) if not asks.language.spaced else frozenset[int]()
+    return [i for i in asks.content if asks.words[i] not in _FRAME and i not in exactly]
+
+
+_EXACTLY: Final = re.compile(
+    "丁度|合計|総計|総数|全部|正確|厳密|確実|唯一|正好|准确|準確|精确|精確|合计|整整|不多不少|总数|總數"
+)
+"""Words of languages without spaces that say "exactly", "in total" and "only", of characters that things have too."""
+
+
+def _characters_of(asks: Reading, pattern: re.Pattern[str]) -> frozenset[int]:
+    """Indexes of the words that are in what a pattern matches, where most words are single characters."""
+    ends = list(itertools.accumulate(map(len, asks.words)))
+    spans = [match.span() for match in pattern.finditer(asks.joint)]
+    return frozenset(i for i, end in enumerate(ends) if any(start < end <= stop for start, stop in spans))
 
 
 # --- left out -------------------------------------------------------------------------------------------------------
