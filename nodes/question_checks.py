@@ -25,7 +25,16 @@ from gems.nodes.mapping_checks import (
 )
 from gems.reading import Reading, alike, read
 
-__all__ = ["Mapped", "content_of", "is_contradicted", "is_mapped", "says_optional", "stands_for", "uncovered"]
+__all__ = [
+    "Mapped",
+    "asks_for_all",
+    "content_of",
+    "is_contradicted",
+    "is_mapped",
+    "says_optional",
+    "stands_for",
+    "uncovered",
+]
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,26 @@ def uncovered(prompt: str, questions: Sequence[Mapped]) -> list[int]:
     }
     missing |= {i for group in wish.negated if not any(_denies(wish, group, q) for q in questions) for i in group}
     return sorted(missing)
+
+
+_JOINS: Final = Words("a an the and with")
+
+
+def asks_for_all(prompt: str, questions: Sequence[Mapped]) -> bool:
+    """Whether the questions certainly leave out nothing: each word of the prompt is among the words of one of them.
+
+    Those that ask for something, and numbers, are in a question itself as well.
+    """
+    wish = read(prompt)
+    covered = frozenset[int]().union(*(q.places for q in questions))
+    readings = [q.asks for q in questions if same_language(wish, q.asks)]
+    values = frozenset[int]().union(*(asks.values for asks in readings))
+    is_named = all(i in covered or word in _JOINS for i, word in enumerate(wish.words))
+    return (
+        is_named
+        and wish.values <= values
+        and all(any(not unmatched(wish, [i], r) for r in readings) for i in wish.content)
+    )
 
 
 def _denies(wish: Reading, group: Sequence[int], q: Mapped) -> bool:

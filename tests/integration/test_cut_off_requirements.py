@@ -159,6 +159,21 @@ def test_a_call_that_was_cut_off_is_no_whole_list_where_its_server_closes_it(tmp
     assert (out["notes"], asked) == ([], 2)
 
 
+@pytest.mark.parametrize("reason", [{"finish_reason": "length"}, {"stop_reason": "max_tokens"}], ids=str)
+def test_a_call_that_asks_for_every_word_is_whole_although_a_limit_ended_the_answer(
+    reason: dict[str, Any], tmp_path: Path
+) -> None:
+    def called(items: list[dict[str, Any]]) -> AIMessage:
+        call = tool_call(name="Requirements", args={"requirements": items}, id="a")
+        return AIMessage("", tool_calls=[call], response_metadata=reason)
+
+    out, asked, _ = draw(tmp_path, [called(ITEMS)])
+    assert (questions(out), out["notes"], asked) == ([item["question"] for item in ITEMS], [], 1)
+    for items in (ITEMS[:2], ITEMS[::2], ITEMS[1:2]):
+        out, _, _ = draw(tmp_path, [called(items)])
+        assert questions(out)[-1] == WHOLE
+
+
 def test_a_list_that_is_whole_is_not_asked_for_again_although_a_limit_ended_the_answer(tmp_path: Path) -> None:
     text = json.dumps({"requirements": ITEMS}) + "\n\n\n"
     out, asked, _ = draw(tmp_path, [AIMessage(text, response_metadata={"finish_reason": "length"})])
