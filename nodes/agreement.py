@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final
 
 from gems.languages import UNKNOWN, Words
@@ -55,11 +56,14 @@ def is_invented(q: Mapped, questions: Sequence[Mapped], draft: str, parts: Seque
         return False
     witnesses = [r for r in (wish, text) if same_language(asks, r)]
     witnesses += [other.asks for other in questions if other.asks.text != asks.text]
-    if _counts_of(asks) - frozenset[int]().union(*(r.values for r in (wish, text, *witnesses))):
+    as_asked = read(q.prompt, asks.language)  # a few words may be taken for those of another language
+    if _counts_of(asks) - frozenset[int]().union(*(r.values for r in (wish, as_asked, text, *witnesses))):
         return True
     thing = _existing_thing(asks)
     if thing and any(not unmatched(asks, thing[-1:], r) for r in witnesses):
         return False  # "a lucha libre mask", where the draft has a mask
+    if any(not unmatched(asks, [i], r) for i in _counted_thing(asks) for r in witnesses):
+        return False  # whatever adverb stands beside the number, of which the prompt or the draft speaks
     new, colours = content_of(asks), wish.colours() | text.colours()
     for r in witnesses:
         new = unmatched(asks, new, r)
@@ -238,6 +242,38 @@ _HOLDING: Final = Words("wear wears wearing have has having hold holds holding c
 def _existing_thing(asks: Reading) -> list[int]:
     """Indexes of the words for what a question asks the existence of: "red cup" in "Is there a red cup on it?"."""
     return _thing_from(asks, 2) if _EXISTENCE.match(asks.text) else []
+
+
+_ADVERB: Final = re.compile(r"\w (?:に|で)|\w+[히게로만](?: |\Z)")
+"""Matches an adverb of Japanese or Korean, with the word that follows it."""
+_NO_THINGS: Final = Words("色 대 대의 대가 명 명의 마리 개가 개의")
+"""A part of the names of colours, and what Korean puts between a number and a thing."""
+
+
+def _counted_thing(asks: Reading) -> list[int]:
+    """Indexes of the words that may name what a question counts, in languages other than English.
+
+    They follow the number or, as in Japanese and Korean, stand before it.
+    """
+    counts = [n.position for n in asks.numbers if n.value > 1 and not n.is_measure]
+    if not counts or asks.language.name == "en":
+        return []
+    content = {i for i in content_of(asks) if not asks.colours([i]) and asks.words[i] not in _NO_THINGS}
+    return _run_from(asks, counts[0], content, 1) or _run_from(asks, counts[0], content, -1)
+
+
+def _run_from(asks: Reading, start: int, content: AbstractSet[int], step: int) -> list[int]:
+    """The next content words from an index on in its clause, up to the word after them that is none."""
+    run, is_skipped = list[int](), False
+    places = range(start + step, len(asks.words) if step > 0 else -1, step)
+    for i in itertools.takewhile(lambda i: asks.tokens[i].clause == asks.tokens[start].clause, places):
+        is_content = i in content
+        is_skipped = is_content and (is_skipped or (step < 0 and bool(_ADVERB.match(" ".join(asks.words[i : i + 2])))))
+        if is_content and not is_skipped:
+            run.append(i)
+        elif run:
+            break
+    return run
 
 
 def _held_thing(asks: Reading) -> list[int]:

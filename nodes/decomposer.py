@@ -21,7 +21,7 @@ from gems.models.fencing import fence
 from gems.models.lenient import Form, Item, Note, Prose, Text, choice_of, items_of, json_values
 from gems.nodes.ask import ask
 from gems.nodes.meter import Meter, metered
-from gems.nodes.question_checks import Mapped, is_contradicted, says_optional
+from gems.nodes.question_checks import Mapped, asks_for_all, is_contradicted, says_optional
 from gems.nodes.resources import Node, Resources
 from gems.nodes.retry import Goto, is_backend_failure, report_failure
 
@@ -188,7 +188,7 @@ def make_decomposer(resources: Resources) -> Node:
             model = await in_thread(resources.chat, context, "decomposer")
             answer = await ask(meter, model, Requirements, decomposition(prompt))
             requirements, notes = numbered(requirements_of(prompt, answer.form)), notes_of(answer.message)
-            if answer.in_part:
+            if answer.in_part and not _is_all_called_for(prompt, requirements, answer.message):
                 requirements, cut_notes = await _continued(meter, model, prompt, requirements)
                 notes += cut_notes
         rows = [requirement.model_dump() for requirement in requirements]
@@ -196,6 +196,12 @@ def make_decomposer(resources: Resources) -> Node:
         return GemsState(requirements=requirements, usage=meter.usage, notes=notes)
 
     return decomposer
+
+
+def _is_all_called_for(prompt: str, requirements: Sequence[Requirement], message: AIMessage) -> bool:
+    """Whether a call is whole although a limit ended the answer: a gateway may have closed what was cut off."""
+    is_whole = bool(message.tool_calls) and not message.invalid_tool_calls
+    return is_whole and asks_for_all(prompt, [mapped(prompt, requirement) for requirement in requirements])
 
 
 async def _continued(

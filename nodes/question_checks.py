@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,16 @@ from gems.nodes.mapping_checks import (
 )
 from gems.reading import Reading, alike, read
 
-__all__ = ["Mapped", "content_of", "is_contradicted", "is_mapped", "says_optional", "stands_for", "uncovered"]
+__all__ = [
+    "Mapped",
+    "asks_for_all",
+    "content_of",
+    "is_contradicted",
+    "is_mapped",
+    "says_optional",
+    "stands_for",
+    "uncovered",
+]
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,21 @@ _FRAME: Final = Words(
 
 def content_of(asks: Reading) -> list[int]:
     """Indexes of the words of a question that ask for something of this image, and not of any."""
-    return [i for i in asks.content if asks.words[i] not in _FRAME]
+    exactly = _characters_of(asks, _EXACTLY) if not asks.language.spaced else frozenset[int]()
+    return [i for i in asks.content if asks.words[i] not in _FRAME and i not in exactly]
+
+
+_EXACTLY: Final = re.compile(
+    "丁度|合計|総計|総数|全部|正確|厳密|確実|唯一|正好|准确|準確|精确|精確|合计|整整|不多不少|总数|總數"
+)
+"""Words of languages without spaces that say "exactly", "in total" and "only", of characters that things have too."""
+
+
+def _characters_of(asks: Reading, pattern: re.Pattern[str]) -> frozenset[int]:
+    """Indexes of the words that are in what a pattern matches, where most words are single characters."""
+    ends = list(itertools.accumulate(map(len, asks.words)))
+    spans = [match.span() for match in pattern.finditer(asks.joint)]
+    return frozenset(i for i, end in enumerate(ends) if any(start < end <= stop for start, stop in spans))
 
 
 # --- left out -------------------------------------------------------------------------------------------------------
@@ -132,6 +156,26 @@ def uncovered(prompt: str, questions: Sequence[Mapped]) -> list[int]:
     }
     missing |= {i for group in wish.negated if not any(_denies(wish, group, q) for q in questions) for i in group}
     return sorted(missing)
+
+
+_JOINS: Final = Words("a an the and with")
+
+
+def asks_for_all(prompt: str, questions: Sequence[Mapped]) -> bool:
+    """Whether the questions certainly leave out nothing: each word of the prompt is among the words of one of them.
+
+    Those that ask for something, and numbers, are in a question itself as well.
+    """
+    wish = read(prompt)
+    covered = frozenset[int]().union(*(q.places for q in questions))
+    readings = [q.asks for q in questions if same_language(wish, q.asks)]
+    values = frozenset[int]().union(*(asks.values for asks in readings))
+    is_named = all(i in covered or word in _JOINS for i, word in enumerate(wish.words))
+    return (
+        is_named
+        and wish.values <= values
+        and all(any(not unmatched(wish, [i], r) for r in readings) for i in wish.content)
+    )
 
 
 def _denies(wish: Reading, group: Sequence[int], q: Mapped) -> bool:

@@ -186,6 +186,7 @@ def _is_decisive(item: Any) -> bool:
 class Verdicts(Form):
     """The answers to all questions."""
 
+    is_judgement: ClassVar[bool] = True
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {
         "verdicts": ("answers", "results"),
         "quality": ("image_quality", "overall_quality", "quality_score"),

@@ -213,7 +213,9 @@ _OTHER_LANGUAGES: Final = (
             "tolles nett nettes am liebsten wenn moglich möglich vielleicht idealerweise eventuell "
             "wird werden steht "
             "stehen liegt liegen sitzt sitzen befindet befinden gibt "
-            "darauf drauf worauf da so dann denn doch je alle alles beide"
+            "darauf drauf worauf da so dann denn doch je alle alles beide "
+            "exakt präzise lediglich bloß insgesamt zusammen haargenau ausschließlich sichtbar "
+            "erkennbar sehen"
         ),
         _numbers(
             "ein/eine/einen/einem/einer/eines zwei/zwo/paar/beide/beiden drei vier funf/fuenf sechs "
@@ -247,6 +249,7 @@ _OTHER_LANGUAGES: Final = (
             "montrant montrez image images photo photos dessin illustration scene s'il plait plaît "
             "merci bonjour salut "
             "quelque chose joli jolie beau belle sympa possible idealement idéalement peut "
+            "exactement précisément seulement uniquement juste simplement voit"
         ),
         _numbers(
             "un/une deux/paire/couple trois quatre cinq six sept huit neuf dix onze douze/douzaine "
@@ -282,7 +285,7 @@ _OTHER_LANGUAGES: Final = (
             "crear dibuja dibujame dibújame genera muestra mostrando imagen imagenes foto fotos dibujo ilustracion "
             "escena por favor gracias hola algo bonito bonita lindo linda posible idealmente quizas "
             "quizás tal vez hay "
-            "haya tiene tenga lleva ponga"
+            "haya tiene tenga lleva ponga exactamente precisamente únicamente solamente justo justamente"
         ),
         _numbers(
             "uno/un/una dos/par/pareja/ambos tres cuatro cinco seis siete ocho nueve diez once doce/"
@@ -314,7 +317,7 @@ _OTHER_LANGUAGES: Final = (
             "vicino accanto mezzo "
             "centro sfondo mentre vorrei voglio serve puoi potresti fai fammi crea disegna disegnami genera mostra "
             "immagine immagini foto disegno illustrazione scena favore grazie ciao qualcosa bello "
-            "bella possibile magari "
+            "bella possibile magari esattamente precisamente solamente soltanto unicamente proprio"
         ),
         _numbers(
             "uno/un/una due/paio/coppia/entrambi tre quattro cinque sei sette otto nove dieci undici dodici/dozzina"
@@ -342,7 +345,8 @@ _OTHER_LANGUAGES: Final = (
             "fundo enquanto quero "
             "queria gostaria preciso pode poderia faça faca fazer crie desenhe gere mostre imagem "
             "imagens foto fotos "
-            "desenho ilustração ilustracao cena favor obrigado obrigada olá ola algo bonito bonita possível talvez"
+            "desenho ilustração ilustracao cena favor obrigado obrigada olá ola algo bonito bonita possível talvez "
+            "exatamente exactamente precisamente somente apenas unicamente justamente há"
         ),
         _numbers("um/uma dois/duas/par/casal/ambos tres/três quatro cinco seis sete oito nove dez onze doze/dúzia")
         | _GROUPS,
@@ -364,7 +368,8 @@ _OTHER_LANGUAGES: Final = (
             "nog alleen precies "
             "heel zeer graag alsjeblieft dank hallo wil zou willen kun kan kunt nodig maak maken "
             "teken tekenen beeld "
-            "afbeelding plaatje foto iets mooi mooie leuk mogelijk misschien staat ligt zit"
+            "afbeelding plaatje foto iets mooi mooie leuk mogelijk misschien staat ligt zit "
+            "exact slechts uitsluitend totaal"
         ),
         _numbers("een/één twee/paar drie vier vijf zes zeven acht negen tien elf twaalf/dozijn") | _GROUPS,
         Words("zonder geen niet nooit niemand niets noch"),
@@ -384,7 +389,7 @@ _OTHER_LANGUAGES: Final = (
             "oni bardzo też tylko proszę dziękuję chcę chciałbym chciałabym potrzebuję zrób narysuj "
             "stwórz wygeneruj "
             "pokaż obraz obrazek zdjęcie rysunek scena coś ładny ładne może obok między lewo prawo "
-            "górze dole środku tle"
+            "górze dole środku tle dokładnie ściśle równo akurat jedynie łącznie razem sumie wyłącznie czy"
         ),
         _numbers("jeden/jedna/jedno dwa/dwie/dwoje/para trzy/troje cztery pięć sześć siedem osiem dziewięć dziesięć"),
         Words("bez nie ani nigdy nikt nic żaden żadna żadne żadnych nikogo"),
@@ -401,7 +406,7 @@ _OTHER_LANGUAGES: Final = (
             "mi mı ben bana beni "
             "sen biz lütfen istiyorum isterim lazım yap çiz çizer misin oluştur göster resim resmi görsel fotoğraf "
             "fotoğrafı bir şey güzel üzerinde altında yanında arkasında önünde içinde arasında var "
-            "sağ sol sağda solda"
+            "sağ sol sağda solda tam olarak kesin kesinlikle tamı tamına sadece yalnızca yalnız toplam toplamda mu mü"
         ),
         _numbers("bir iki/çift üç dört beş altı yedi sekiz dokuz on"),
         Words("yok değil hiç hiçbir olmadan olmasın olmayan"),
@@ -429,7 +434,7 @@ _OTHER_LANGUAGES: Final = (
             "был была были быть "
             "есть красив* крут* классн* возможно желательно может что-нибудь нибудь что-то какой "
             "какая пусть стоит лежит "
-            "сидит находится ли же вот"
+            "сидит находится ли же вот ровно точно именно всего лишь строго итого изображении"
         ),
         _numbers(
             "один/одна/одно/одного/одной/одну два/две/двое/двух/двумя/пара/пару/пары три/трое/трех/тремя "
@@ -456,7 +461,7 @@ _OTHER_LANGUAGES: Final = (
             "رسمة لوحة مشهد من "
             "فضلك شكرا مرحبا شيء جميل جميلة رائع رائعة ربما وهو وهي به بها له لها فيه فيها عليه "
             "عليها مكتوب يوجد توجد قم "
-            "بإنشاء برسم لصورة بصورة"
+            "بإنشاء برسم لصورة بصورة بالضبط تماما تحديدا بالتحديد بدقة حصرا مجموع إجمالي المجموع"
         ),
         _numbers(
             "واحد/واحدة اثنان/اثنين/اثنتان/اثنتين ثلاث/ثلاثة أربع/أربعة/اربع/اربعة خمس/خمسة ست/ستة سبع/سبعة "
@@ -482,7 +487,8 @@ _OTHER_LANGUAGES: Final = (
             "नमस्ते चाहिए चाहता चाहती बनाओ "
             "बनाएं बनाइए बना बनाना दो दिखाओ दिखाएं तस्वीर चित्र फोटो छवि दृश्य कुछ सुंदर अच्छा अच्छी "
             "बहुत शायद कर करें करते रहा "
-            "रही रहे हुआ हुई हुए वाला वाली वाले कोई सके सकते लिखा"
+            "रही रहे हुआ हुई हुए वाला वाली वाले कोई सके सकते लिखा "
+            "ठीक बिल्कुल बिलकुल सटीक केवल सिर्फ सिर्फ़ मात्र कुल क्या"
         ),
         _numbers("एक दो/दोनों तीन/तीनों चार/चारों पांच/पाँच छह/छः सात आठ नौ दस"),
         Words("बिना नहीं न ना मत रहित"),
@@ -503,7 +509,9 @@ _OTHER_LANGUAGES: Final = (
             "사진* 장면* 부탁* 안녕* 감사* 제발 좀 뭔가 "
             "예쁜 멋진 아름다운 좋은 가능하면 혹시 아마 제가 저는 나는 내 우리 너무 아주 매우 정말 "
             "함께 같은 위한 입은* 쓴 들고 적힌 적혀* 쓰인 쓰여* 라고* 이라고* 마리* 송이* 그루* "
-            "켤레* 명이 명의"
+            "켤레* 명이 명의 "
+            "정확히 정확하게 딱 꼭 오직 단지 단 총 모두 전부 합쳐 합해서 "
+            "있습니까 있나요 보입니까 보이나요 정확"
         ),
         _numbers("한/하나 두/둘/두개 세/셋/세개 네/넷 다섯 여섯 일곱 여덟 아홉 열"),
         Words("없는 없이 없고 없어* 없게 없음 없는데 아닌 않* 안 못 말고 말아* 제외*"),
@@ -526,7 +534,7 @@ _OTHER_LANGUAGES: Final = (
             "吗 呢 吧 啊 呀 哦 嗯 也 都 还 就 很 非 常 太 更 最 好 美 丽 漂 亮 些 点 什 么 怎 样 如 "
             "果 所 没 不 无 别 勿 需 求 希 望 "
             "正 穿 戴 写 站 坐 用 风 格 個 隻 張 條 與 這 們 請 幫 畫 圖 來 會 還 沒 無 裡 裏 間 著 "
-            "寫 後 邊 時 點 麼 樣 從 對 給 讓 為 於 "
+            "寫 後 邊 時 點 麼 樣 從 對 給 讓 為 於 恰 刚 剛 总 總 共 仅 僅 否 "
         ),
         _numbers("一 二/两/俩 三/仨 四 五 六 七 八 九 十"),
         Words("没 不 无 無 勿 别 非 沒"),

@@ -44,7 +44,9 @@ def without_words(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in item.items() if name != "words"} for item in items]
 
 
-def draw(folder: Path, lists: list[AIMessage], **settings: Any) -> tuple[dict[str, Any], int, list[str]]:
+def draw(
+    folder: Path, lists: list[AIMessage], *, verdicts: AIMessage | None = None, **settings: Any
+) -> tuple[dict[str, Any], int, list[str]]:
     """The result of a run whose decomposer gives these answers, the last one again and again; how often it was asked.
 
     The last part is the notes that were told with the requirements.
@@ -55,8 +57,10 @@ def draw(folder: Path, lists: list[AIMessage], **settings: Any) -> tuple[dict[st
         if schema == "Requirements":
             asked.append(messages)
             return lists[min(len(asked), len(lists)) - 1]
-        verdicts = [{"id": f"r{i}", "answer": "yes", "confidence": 0.9, "reason": "seen"} for i in range(1, 5)]
-        answers = {"Plan": {"prompt": PROMPT}, "Verdicts": {"verdicts": verdicts}}
+        if schema == "Verdicts" and verdicts:
+            return verdicts
+        all_met = [{"id": f"r{i}", "answer": "yes", "confidence": 0.9, "reason": "seen"} for i in range(1, 5)]
+        answers = {"Plan": {"prompt": PROMPT}, "Verdicts": {"verdicts": all_met}}
         return AIMessage(json.dumps(answers[schema]))
 
     graph = build_graph(
@@ -101,12 +105,73 @@ def test_the_rest_of_a_list_that_was_cut_off_is_asked_for_once(
     assert (out["outcome"], out["notes"], told, asked) == ("solved", [], [], 3)
 
 
+DRAFT = f"I need {json.dumps({'requirements': ITEMS[:1]})} and then"
+THOUGHTS = [
+    AIMessage(f"<think>{DRAFT}"),
+    AIMessage("", additional_kwargs={"reasoning_content": DRAFT}),
+    AIMessage([{"type": "reasoning", "reasoning": DRAFT}]),
+    AIMessage(f"<think>{DRAFT} that</think>{torn([])}"),
+    AIMessage(torn([]), additional_kwargs={"reasoning_content": DRAFT}),
+]
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=str)
+@pytest.mark.parametrize("thought", THOUGHTS, ids=["open", "beside", "block", "closed, cut after it", "beside, cut"])
+def test_a_draft_in_the_thought_of_an_unfinished_answer_is_no_whole_list(
+    thought: AIMessage, reason: dict[str, Any], tmp_path: Path
+) -> None:
+    cut = thought.model_copy(update={"response_metadata": reason})
+    out, asked, told = draw(tmp_path, [cut])
+    assert questions(out) == [ITEMS[0]["question"], WHOLE]
+    assert [note for note in out["notes"] if note.startswith(NOTE)] == out["notes"] == told
+    assert asked == 3
+    out, asked, _ = draw(tmp_path, [cut, AIMessage(json.dumps({"requirements": ITEMS}))])
+    assert (questions(out), out["notes"], asked) == ([item["question"] for item in ITEMS], [], 2)
+
+
+YES = json.dumps({"verdicts": [{"id": f"r{i}", "answer": "yes", "confidence": 0.9, "reason": "seen"} for i in (1, 2)]})
+
+
+@pytest.mark.parametrize("reason", REASONS, ids=str)
+@pytest.mark.parametrize(
+    "thought",
+    [
+        AIMessage(f"<think>Perhaps {YES} but the second"),
+        AIMessage("", additional_kwargs={"reasoning_content": f"Perhaps {YES} but the second"}),
+        AIMessage(f'<think>Perhaps {YES}? No.</think>{{"verdicts": [{{"id": "r1", "ans'),
+    ],
+    ids=["open", "beside", "closed, cut after it"],
+)
+def test_a_yes_in_the_thought_of_an_unfinished_answer_is_none(
+    thought: AIMessage, reason: dict[str, Any], tmp_path: Path
+) -> None:
+    cut = thought.model_copy(update={"response_metadata": reason})
+    out, _, _ = draw(tmp_path, [AIMessage(json.dumps({"requirements": ITEMS}))], verdicts=cut, max_rounds=1)
+    assert out["outcome"] != "solved"
+    assert not [verdict for attempt in out["attempts"] for verdict in attempt.verdicts if verdict.answer == "yes"]
+
+
 def test_a_call_that_was_cut_off_is_no_whole_list_where_its_server_closes_it(tmp_path: Path) -> None:
     call = tool_call(name="Requirements", args={"requirements": ITEMS[:1]}, id="a")
     cut = AIMessage("", tool_calls=[call], response_metadata={"stop_reason": "max_tokens"})
     out, asked, _ = draw(tmp_path, [cut, AIMessage(json.dumps({"requirements": ITEMS[1:]}))])
     assert questions(out) == [item["question"] for item in ITEMS]
     assert (out["notes"], asked) == ([], 2)
+
+
+@pytest.mark.parametrize("reason", [{"finish_reason": "length"}, {"stop_reason": "max_tokens"}], ids=str)
+def test_a_call_that_asks_for_every_word_is_whole_although_a_limit_ended_the_answer(
+    reason: dict[str, Any], tmp_path: Path
+) -> None:
+    def called(items: list[dict[str, Any]]) -> AIMessage:
+        call = tool_call(name="Requirements", args={"requirements": items}, id="a")
+        return AIMessage("", tool_calls=[call], response_metadata=reason)
+
+    out, asked, _ = draw(tmp_path, [called(ITEMS)])
+    assert (questions(out), out["notes"], asked) == ([item["question"] for item in ITEMS], [], 1)
+    for items in (ITEMS[:2], ITEMS[::2], ITEMS[1:2]):
+        out, _, _ = draw(tmp_path, [called(items)])
+        assert questions(out)[-1] == WHOLE
 
 
 def test_a_list_that_is_whole_is_not_asked_for_again_although_a_limit_ended_the_answer(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "is_of_account",
     "is_passing",
     "is_too_long",
+    "long_wait",
     "may_be_charged",
     "reads_no_images",
     "reason_of",
@@ -279,10 +280,21 @@ def as_backend_error(error: Exception, model: str, *, has_retried: bool = False)
         words = f"{reason or kind}{_reason_below(error)}"
     # After a timeout, the provider's client has waited long enough, whether or not the server has seen the request.
     retryable = is_passing(error) and not (has_retried and (status == 408 or may_be_charged(error)))
-    message = f"{model}: {words}{advice_for(error)}"
+    message = f"{model}: {words}{long_wait(error)}{advice_for(error)}"
     failure = BackendError(message, retryable=retryable, status_code=status, reason=reason)
     failure.requests = int(not has_sent_nothing(error))
     return failure
+
+
+_WORTH_TELLING: Final = 10.0
+"""Seconds of a wait that tries may have ended for."""
+
+
+def long_wait(error: BaseException) -> str:
+    """The wait that a server asks for, in brackets; empty if its own words name it, or it is short."""
+    seconds = seconds_to_wait(error) if is_passing(error) else 0.0
+    is_told = seconds < _WORTH_TELLING or wait_in(reason_of(error))
+    return "" if is_told else f" (it asks to wait {seconds:.0f} s)"
 
 
 def _reason_below(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from gems.errors import MalformedAnswerError
 from gems.models.endings import is_cut_off, refusal_of
 from gems.models.lenient import Form, field_name, form_name, is_all_json, is_broken_json, json_values, only_list
-from gems.models.thoughts import answer_text, drafts_in
+from gems.models.thoughts import answer_text, drafts_in, thinks_on
 from gems.models.written_calls import calls_in_words
 from gems.secrets import one_line
 
@@ -34,7 +34,8 @@ def read_form(message: AIMessage, schema: type[Schema], *, pieces: bool = False)
     Args:
         message: The answer.
         schema: The form.
-        pieces: Read what is whole in an answer whose JSON is broken. The rest is lost, so ask for it again first.
+        pieces: Read what is whole in an answer whose JSON is broken, or in the thought of one that has no end. The rest
+            is lost, so ask for it again first.
 
     Raises:
         MalformedAnswerError: The answer contains no form, or the form does not fit the schema; the message says why.
@@ -68,7 +69,7 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
     yield from _forms_in(calls, schema, items=True)
     # A draft is used only if there is no other JSON: some servers split off the answer with the reasoning.
     torn_calls = [str(call["args"] or "") for call in message.invalid_tool_calls]
-    for text in (*torn_calls, answer_text(message), *drafts_in(message)):
+    for text in (*torn_calls, answer_text(message), *_drafts(message, schema, pieces=pieces)):
         text = text if is_cut_off(message) else _with_last_brace(text)
         values = json_values(text)
         is_whole = not (is_cut_off(message) or is_broken_json(text))
@@ -76,6 +77,16 @@ def _candidates(message: AIMessage, schema: type[BaseModel], *, pieces: bool) ->
             yield from _joined(values, schema)
         yield from (arguments for _, arguments in calls_in_words(text, names) if not is_cut_off(message))
         yield from _forms_in(values, schema, items=pieces or is_whole)
+
+
+def _drafts(message: AIMessage, schema: type[BaseModel], *, pieces: bool) -> Sequence[str]:
+    """The thoughts of an answer in which the form may be.
+
+    A model that was still thinking, or had begun to answer, has not said that its draft is its answer.
+    """
+    is_unfinished = is_cut_off(message) or thinks_on(message) or is_broken_json(answer_text(message))
+    is_usable = pieces and not (issubclass(schema, Form) and schema.is_judgement)
+    return drafts_in(message) if is_usable or not is_unfinished else ()
 
 
 def _with_last_brace(text: str) -> str:

@@ -60,6 +60,8 @@ class Form(BaseModel):
 
     other_names: ClassVar[Mapping[str, Sequence[str]]] = {}
     """Other names that models give to fields, most certain first."""
+    is_judgement: ClassVar[bool] = False
+    """Whether what a model thinks on its way may be the opposite of what it would answer in the end."""
 
     @model_validator(mode="before")
     @classmethod

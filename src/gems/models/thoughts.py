@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage
 
 from gems.models.lenient import json_values, prose_after, prose_around
 
-__all__ = ["answer_text", "answered_objects", "drafts_in", "reasoning_of", "words_after", "words_around"]
+__all__ = ["answer_text", "answered_objects", "drafts_in", "reasoning_of", "thinks_on", "words_after", "words_around"]
 
 
 def answer_text(message: AIMessage) -> str:
@@ -45,6 +45,12 @@ def drafts_in(message: AIMessage) -> tuple[str, str]:
     text = str(message.text)
     thought = _first_turn(text, _TURN_ENDS) if answer_text(message) != text else ""
     return thought, reasoning_of(message)
+
+
+def thinks_on(message: AIMessage) -> bool:
+    """Whether an answer is nothing but a thought that goes on after the JSON in it: so that may be a draft."""
+    ends = (prose_after(_END.sub("", _THOUGHT_ENDS.sub("", draft))) for draft in drafts_in(message))
+    return not answer_text(message).strip() and any(re.search(r"\w", end) for end in ends)
 
 
 def _without_thoughts(text: str) -> str:

@@ -59,8 +59,8 @@ def may_lack_items(message: AIMessage) -> bool:
 
 
 def _unfinished_json(message: AIMessage) -> str:
-    """The JSON of an answer that was cut off: its text, or its unfinished tool call."""
-    return str(message.text) or next((call["args"] or "" for call in message.invalid_tool_calls), "")
+    """The JSON of an answer that was cut off: its text without thoughts, or its unfinished tool call."""
+    return answer_text(message) or next((call["args"] or "" for call in message.invalid_tool_calls), "")
 
 
 def _complete_part(cut: Any) -> Any:

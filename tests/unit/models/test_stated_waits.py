@@ -6,6 +6,7 @@ import email.utils
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -54,6 +55,30 @@ RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay":
         ({}, {"error": {"message": "rate limit of 10 requests in 60 seconds; retry 3 times"}}, 0),
         ({}, {"retry_after": True, "retryDelay": None, "retry_after_ms": "soon"}, 0),
         ({}, {"retry_after": -5}, 0),
+        ({}, {"error": {"message": "upstream error: queue wait 300s exceeded"}}, 0),
+        ({}, {"error": {"message": "retried 3 times, gave up wait after 120 seconds"}}, 0),
+        ({}, {"error": {"message": "the time to retry after 30 seconds exceeded"}}, 0),
+        ({}, {"error": {"message": "Please retry after 2 seconds. If the problem persists, wait 24 hours."}}, 2),
+        ({}, {"error": {"message": "Slow. If this persists, please retry after 24 hours"}}, 0),
+        ({}, "<p>Please try again in 2 seconds. If this goes on, wait 30 minutes and call us.</p>", 2),
+        ({}, {"message": "Please retry after 2 s.", "hint": "Please wait 24 hours if you need support."}, 2),
+        ({}, {"message": "You must wait 5 seconds before making another request"}, 5),
+        ({}, {"message": "Too fast: wait for 7s and retry"}, 7),
+        ({}, {"retryAfter": 2000}, 2),
+        ({}, {"retry_after": "90"}, 90),
+        ({}, {"retry_after_seconds": 1500}, 1500),
+        ({}, {"retry_after_seconds": 86_400}, 0),
+        ({}, {"retry_after_ms": 86_400_000}, 0),
+        ({}, {"retry_after": 1e300}, 0),
+        ({}, {"retry_after": 10**400}, 0),
+        ({}, '{"retry_after": Infinity}', 0),
+        ({}, '{"retry_after": NaN}', 0),
+        ({}, {"retry_after": "inf"}, 0),
+        ({}, {"retry_after": "Tue, 01 Dec 2015 10:30:00 GMT"}, 0),
+        ({"retry-after": "inf"}, {}, 0),
+        ({"retry-after": "nan"}, {}, 0),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "Tue, 01 Dec 2015 10:30:00 GMT"}, {}, 0),
+        ({"x-ratelimit-remaining": "0", "x-ratelimit-reset": "6m0s"}, {}, 360),
         ({}, {}, 0),
     ],
 )
@@ -65,9 +90,12 @@ def test_a_wait_is_read_wherever_it_is_stated(headers: dict[str, str], body: obj
 def test_a_wait_may_be_a_point_in_time() -> None:
     now = time.time()
     assert retry_after({"retry-after": email.utils.formatdate(now + 30, usegmt=True)}) == pytest.approx(30, abs=2)
-    for stamp in (now + 30, (now + 30) * 1000):
-        headers = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": f"{stamp:.0f}"}
+    dates = [email.utils.formatdate(now + 30, usegmt=True), datetime.fromtimestamp(now + 30, UTC).isoformat()]
+    for stamp in (f"{now + 30:.0f}", f"{(now + 30) * 1000:.0f}", *dates):
+        headers = {"x-ratelimit-remaining": "0", "x-ratelimit-reset": stamp}
         assert retry_after(headers) == pytest.approx(30, abs=2)
+        assert retry_after({}, json.dumps({"retry_after": stamp}).encode()) == pytest.approx(30, abs=2)
+    assert retry_after({}, json.dumps({"retry_after": int(now + 30)}).encode()) == pytest.approx(30, abs=2)
 
 
 @pytest.mark.parametrize("pump", ["retry in ", "1s ", "9", "wait 1 ", "try again in 1s"])
@@ -78,6 +106,8 @@ def test_an_endless_error_is_read_in_a_moment(pump: str) -> None:
 
 GOOGLE = {"error": {"code": 429, "message": "slow down", "status": "RESOURCE_EXHAUSTED", "details": [RETRY_INFO]}}
 OPENAI = {"error": {"message": "Rate limit reached. Please try again in 19s.", "type": "tokens"}}
+SLOW = {"error": {"message": "slow down"}}
+QUEUE = {"error": {"message": "upstream error: queue wait 300s exceeded"}}
 FAR = {"error": {"message": "Rate limit reached. Please try again in 23h59m.", "type": "tokens"}}
 
 
@@ -85,17 +115,26 @@ FAR = {"error": {"message": "Rate limit reached. Please try again in 23h59m.", "
 def busy_server() -> Iterator[tuple[str, list[str]]]:
     """A server that refuses the first request of each kind, with the error whose name is in the address."""
     asked: list[str] = []
-    errors = {"google": GOOGLE, "openai": OPENAI, "far": FAR}
+    errors = {
+        "google": GOOGLE,
+        "openai": OPENAI,
+        "far": FAR,
+        "queue": QUEUE,
+        "milliseconds": {"retryAfter": 2000},
+        "header": SLOW,
+    }
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
             asked.append(self.path)
             kind = self.path.split("/")[1]
-            is_busy = kind == "far" or len(asked) == 1
+            is_busy = kind in ("far", "header") or len(asked) == 1
             body = json.dumps(errors[kind] if is_busy else self.answer()).encode()
             self.send_response(429 if is_busy else 200)
             self.send_header("content-type", "application/json")
+            if kind == "header":
+                self.send_header("retry-after", "300")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -162,6 +201,16 @@ def test_a_wait_that_no_call_has_time_for_is_not_begun(busy_server: tuple[str, l
     assert (waits, len(asked)) == ([], 1)
 
 
+def test_a_wait_that_ends_the_tries_of_a_chat_call_is_named(
+    busy_server: tuple[str, list[str]], waits: list[float]
+) -> None:
+    url, asked = busy_server
+    with pytest.raises(Exception, match="slow down") as caught:
+        ask("openai:x", f"{url}/header/v1")
+    assert "slow down (it asks to wait 300 s)" in str(caught.value)
+    assert (waits, len(asked)) == ([], 1)
+
+
 def test_an_embedder_is_given_the_time_that_its_error_asks_for(
     busy_server: tuple[str, list[str]], waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,3 +234,30 @@ def test_an_image_server_is_given_the_time_that_its_error_asks_for(
     assert waits[0] == 19.0
     assert len(asked) >= 2
     generator.close()
+
+
+def images(url: str, kind: str) -> BackendError:
+    options = GeneratorOptions(base_url=f"{url}/{kind}/v1", api_key="none", timeout=30.0)
+    generator = init_image_generator("openai:x", options, authority=OPERATOR)
+    [failure] = generator.generate([ImageRequest("a car", seed=1)])
+    generator.close()
+    assert isinstance(failure, BackendError)  # this server draws nothing
+    return failure
+
+
+@pytest.mark.parametrize("kind", ["queue", "milliseconds"])
+def test_an_image_server_is_asked_again_after_a_number_that_is_no_long_wait(
+    kind: str, busy_server: tuple[str, list[str]], waits: list[float]
+) -> None:
+    url, asked = busy_server
+    images(url, kind)
+    assert waits[0] <= 2.0
+    assert len(asked) >= 2
+
+
+def test_a_wait_that_ends_the_tries_for_an_image_is_named(
+    busy_server: tuple[str, list[str]], waits: list[float]
+) -> None:
+    url, asked = busy_server
+    assert "asks to wait 86340 s" in str(images(url, "far"))
+    assert (waits, len(asked)) == ([], 1)

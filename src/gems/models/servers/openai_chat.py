@@ -15,7 +15,7 @@ from langchain_openai.chat_models.base import BaseChatOpenAI
 
 from gems.errors import BackendError, GemsError
 from gems.models.calling import LOST_ANSWERS, REQUESTS
-from gems.models.failures import advice_for, is_passing, may_be_charged
+from gems.models.failures import advice_for, is_passing, long_wait, may_be_charged
 from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
 from gems.models.servers.completion_messages import REASONING_FIELD, THOUGHT_FIELDS
 from gems.models.servers.completions import read_completion, tidy_completion
@@ -90,7 +90,8 @@ class _LenientChat(BaseChatOpenAI):
             # The client has retried already: each try may have been charged, unless the server says that it is busy.
             retryable = passes and not may_be_charged(error)
             tries = self._tries_made if passes and not retryable else ""
-            message = f"{self._address} answers {error.status_code}{reason and f': {reason}'}{tries}{advice}"
+            words = f"{reason and f': {reason}'}{long_wait(error)}{tries}{advice}"
+            message = f"{self._address} answers {error.status_code}{words}"
             raise BackendError(message, retryable=retryable, status_code=error.status_code, reason=reason) from None
         except openai.OpenAIError as error:
             cause: BaseException = error

@@ -88,6 +88,8 @@ async def try_until(deadline: Callable[[], float], attempt: Callable[[], Awaitab
     except PassingError as error:
         fault = reason or error
         fault.tries, fault.costly_tries = retrying.statistics.get("attempt_number", 1), costly_tries
+        if error.after and costly_tries < most_costly and time.monotonic() + error.after >= deadline():
+            fault.args = (f"{fault} (it asks to wait {error.after:.0f} s, longer than there is time)",)
         raise fault from None
 
 
