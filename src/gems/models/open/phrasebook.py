@@ -22,7 +22,7 @@ import snowballstemmer
 from gems.languages import fold, pieces_of
 from gems.models.open.numerals import UNCOUNTABLE, numeral_at, product
 from gems.models.open.plurals import is_case_of_plural, is_listed_plural
-from gems.models.open.things import INDEX, WORDS_FOLDER
+from gems.models.open.things import INDEX, THINGS, WORDS_FOLDER
 
 __all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "phrasebook"]
 
@@ -62,6 +62,8 @@ _VERBAL: Final = {
 """Endings of participles: "parked" is no inflected form of "park"."""
 _SHORTEST_IS_SINGULAR: Final = ("de", "nl", "fr", "es", "pt")
 """Languages in which no form of a noun is shorter than its singular: "Dach" is no form of "Dachs"."""
+_LONGEST_ENDING: Final = {"de": 2, "nl": 2, "en": 2, "fr": 1, "it": 1, "es": 2, "pt": 2}
+"""How many letters an inflected form of a short noun has more."""
 _MATERIALS: Final = {
     "de": {"holz": "holz", "glas": "glas", "stein": "steinern", "metall": "metallisch", "plastik": "plastik"},
     "nl": {"houten": "hout", "hout": "hout", "glas": "glas", "steen": "stenen", "metaal": "metalen"},
@@ -192,6 +194,9 @@ class Phrasebook:
         first, *rest = [fold(piece.group()) for piece in pieces_of(phrase)]
         if not rest:
             return False
+        is_vessel = any(m.value == "glass" for m in self._phrases.get((first,), ()))
+        if is_vessel and THINGS[INDEX[value]].kind == "drink":
+            return False  # "glass of wine"
         says_look = any(m.kind == "look" for w in (first, *rest) for m in self._phrases.get((w,), ()))
         is_name = any(m.value == value for m in self._phrases.get(tuple(rest), ()))
         return says_look or (is_name and any(m.kind == "size" for m in self._phrases.get((first,), ())))
@@ -356,6 +361,20 @@ class Phrasebook:
         ends = range(length + 1, len(words) + 1)
         return any(m.kind == "relation" for end in ends for m in self._phrases.get(tuple(words[length - 1 : end]), ()))
 
+    def is_plural_of(self, text: str, meaning: Meaning) -> bool:
+        """Whether the table has a form as a plural of a noun: "Brillen", and not "glasses", which are one pair."""
+        forms = self._plurals.get(meaning.value, ())
+        return tuple(fold(piece.group()) for piece in pieces_of(text)) in forms
+
+    @cached_property
+    def _plurals(self) -> dict[str, set[tuple[str, ...]]]:
+        plurals: dict[str, set[tuple[str, ...]]] = {}
+        for kind, value, words in _lines(self.language):
+            for phrase in words.split(",") if kind == "thing" else ():
+                singular, *others = (tuple(fold(p.group()) for p in pieces_of(f)) for f in phrase.split(" / "))
+                plurals.setdefault(value, set()).update(form for form in others if form != singular)
+        return plurals
+
     def first_words(self, kind: str, value: str) -> str:
         """The usual words for a meaning: singular and, after a slash, plural."""
         return self._first[kind, value]
@@ -391,7 +410,8 @@ def _is_near(word: str, form: str, language: str) -> bool:
     is_cut = len(word) < len(form) and language in _SHORTEST_IS_SINGULAR
     is_other = language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
     is_other |= language == "pl" and form.endswith("o") and word.endswith(("y", "e"))  # "taco", "taca"
-    return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
+    is_longer = len(form) <= 3 and len(word) - len(form) > _LONGEST_ENDING.get(language, 9)  # "sel", "selle"
+    return not (is_cut or is_other or is_longer) and len(form) - min(common, len(form)) <= 3
 
 
 def _is_one_word(previous: _Span, span: _Span, language: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Final
 
 from gems.languages import fold
 from gems.models.open.phrasebook import Match, Meaning
-from gems.models.open.things import THINGS
+from gems.models.open.things import INDEX, THINGS
 from gems.models.open.wish_bonds import CONTAINERS
 from gems.models.open.wish_scenery import Scenery
 
@@ -82,6 +82,35 @@ class Nouns(Scenery):
             return False
         return THINGS[self.groups[last - 1].thing].kind == "clothing" and self.can_hold(last, last - 1)
 
+    def as_counted(self, meaning: Meaning, match: Match) -> Meaning:
+        """What a noun means with its number: a plural of pairs is one, and "two glasses" are no spectacles."""
+        number, is_pair = self.waiting.number, meaning.value.startswith("pair of") or meaning.value == "goggles"
+        if is_pair and number.isdecimal() and int(number) > 1 and fold(match.text) == "glasses":
+            if not self.number_text.startswith(("a pair", "pair")):
+                return Meaning("thing", "glass of milk", is_plural=True, is_stand_in=True)
+        if is_pair and number == "2" and self.number_text.startswith(("a pair", "pair")):
+            self.waiting.number = "1"
+        if not is_pair or self.book.is_plural_of(match.text, meaning):
+            return meaning
+        if number == "some" and self.book.language in (*_ROMANCE, "en", "ru", "pl"):
+            self.waiting.number = "1"  # "unas tijeras"
+        return meaning._replace(is_plural=False)
+
+    def is_bunch(self, match: Match) -> bool:
+        """Whether the Dutch word for a forest means a bunch: "een bos gele tulpen"."""
+        noun = next((t for m in self.next_matches() if (t := m.of("thing")) and not m.of("look")), None)
+        is_bos = self.book.language == "nl" and fold(match.text) == "bos" and self.group_follows_soon()
+        return is_bos and noun is not None and THINGS[INDEX[noun.value]].kind in ("plant", "food")
+
+    def is_green(self, match: Match) -> bool:
+        """Whether the Japanese word for blue means green: 青りんご, 青い信号."""
+        following = next(iter(self.next_matches()), None)
+        noun = following.of("thing") if following else None
+        if self.book.language != "ja" or match.text[:1] != "青" or noun is None:
+            return False
+        is_compound = match.text == "青" and THINGS[INDEX[noun.value]].kind == "food"
+        return is_compound or noun.value in _GREEN
+
     def is_modifier(self, match: Match) -> bool:
         """Whether a noun only says what kind of thing the next noun is: "toy cars"."""
         following = next(iter(self.next_matches()), None)
@@ -94,6 +123,7 @@ class Nouns(Scenery):
         )
 
 
+_GREEN: Final = ("apple", "banana", "tomato", "plum", "traffic light", "horizontal traffic light", "autumn leaf")
 _ROMANCE: Final = ("es", "pt", "it", "fr")
 _OF: Final = {"en": "of", "de": "", "nl": "", "pl": "", "ru": ""}
 """The "of" of what a vessel is full of; languages with an empty one say the noun alone."""

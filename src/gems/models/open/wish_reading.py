@@ -119,16 +119,20 @@ class _Reader(Nouns):
         if look and thing:
             if self.book.language == "ko" and not match.is_exact:
                 return thing  # 나무에 is "on a tree", 나무 의자 a wooden chair
-            if self.follows_of() and not self.noun_follows():
+            if self.follows_of() and not self.noun_follows() and not thing.is_stand_in:
                 return thing  # "un bouquet de roses"
             return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
         if place and relation:
             return relation if self.group_follows() else place
         background = match.of("background")
+        if background and self.is_bunch(match):
+            return Meaning("number", "some")
         if background and thing:
             return thing if self.waiting.number not in ("", "1") or self.noun_precedes() else background
         number, word = match.of("number"), match.of("word")
+        if thing and word and word.value == "flies":
+            return word if self.says_flying(match) else thing
         if number and thing:
             return number if self.group_follows_soon() else thing
         if number and word:
@@ -169,7 +173,7 @@ class _Reader(Nouns):
     def take_look(self, meaning: Meaning, match: Match) -> None:
         if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
-        look = LOOK_NAMES.index(meaning.value)
+        look = LOOK_NAMES.index("green" if self.is_green(match) else meaning.value)
         if self._belongs_to_last() and not self.groups[-1].look:
             self.groups[-1].look = look
         else:
@@ -255,6 +259,8 @@ class _Reader(Nouns):
                 self.absent.append(INDEX["person"])
             case "and" | "or" | "with":
                 self.take_joint(meaning.value, match)
+            case "flies":
+                self.take_flying(match)
             case "bound":
                 self.bound = match.text
             case "left out" | "unit":
@@ -266,13 +272,8 @@ class _Reader(Nouns):
                 self.negation = ""
 
     def take_thing(self, meaning: Meaning, match: Match) -> None:
+        meaning = self.as_counted(meaning, match)
         thing = INDEX[meaning.value]
-        if (
-            self.waiting.number == "2"
-            and self.number_text.startswith(("a pair", "pair"))
-            and "pair of" in meaning.value
-        ):
-            self.waiting.number = "1"
         if self.is_modifier(match) or self.is_adjective(meaning) or self.is_ingredient(thing):
             self.left_out.append(match.text)
             return
