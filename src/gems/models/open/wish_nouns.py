@@ -85,11 +85,11 @@ class Nouns(Scenery):
     def as_counted(self, meaning: Meaning, match: Match) -> Meaning:
         """What a noun means with its number: a plural of pairs is one, and "two glasses" are no spectacles."""
         number, is_pair = self.waiting.number, meaning.value.startswith("pair of") or meaning.value == "goggles"
-        if is_pair and number.isdecimal() and int(number) > 1 and fold(match.text) == "glasses":
-            if not self.number_text.startswith(("a pair", "pair")):
-                return Meaning("thing", "glass of milk", is_plural=True, is_stand_in=True)
-        if is_pair and number == "2" and self.number_text.startswith(("a pair", "pair")):
+        is_one = number == "2" and self.number_text.startswith(("a pair", "pair"))
+        if is_pair and is_one:
             self.waiting.number = "1"
+        elif is_pair and number.isdecimal() and int(number) > 1 and fold(match.text) == "glasses":
+            return Meaning("thing", "glass of milk", is_plural=True, is_stand_in=True)
         if not is_pair or self.book.is_plural_of(match.text, meaning):
             return meaning
         if number == "some" and self.book.language in (*_ROMANCE, "en", "ru", "pl"):

@@ -222,7 +222,8 @@ class _Reader(Nouns):
             return
         self.end_group(match)
         if self.after_absent and self.stood_apart:
-            self.left_out.append(match.text)
+            if meaning.value != "holding" or self.group_follows():  # "das keine Fenster hat"
+                self.left_out.append(match.text)
             self.is_separated = True
             return
         if not self.groups:
