@@ -20,11 +20,12 @@ from typing import Final, NamedTuple, TypeAlias
 import snowballstemmer
 
 from gems.languages import fold, pieces_of
+from gems.models.open.diminutives import bases
 from gems.models.open.numerals import UNCOUNTABLE, numeral_at, product
 from gems.models.open.plurals import is_case_of_plural, is_listed_plural
 from gems.models.open.things import INDEX, THINGS, WORDS_FOLDER
 
-__all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "phrasebook"]
+__all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "listed_plurals", "phrasebook"]
 
 _STEMMERS: Final = {
     "en": "english",
@@ -275,7 +276,21 @@ class Phrasebook:
         is_known = joint is None or (fold(word),) in self._phrases
         if joint and not is_known and (fold(word[: joint.start()]),) in self._phrases:
             return [self._piece(word[: joint.start()], start), self._piece(joint.group(), start + joint.start())]
-        return self._compound(word, start) or [self._piece(word, start)]
+        return self._compound(word, start) or self._diminutive(word, start) or [self._piece(word, start)]
+
+    def _diminutive(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+        """ "Small" and the noun of a diminutive; none unless no table has the word, and one has its noun."""
+        piece = self._piece(word, start)
+        if (piece[1],) in self._phrases or self._longest_at([piece])[0]:
+            return []
+        for base, is_plural in bases(word, self.language):
+            thing = next((m for m in self._phrases.get((base,), ()) if m.kind == "thing" and not m.is_plural), None)
+            if thing is not None:
+                forms = listed_plurals(self.language).get(thing.value, ()) if is_plural else ()
+                noun = next((form[0] for form in forms if len(form) == 1), base)
+                small = self._first["size", "small"]
+                return [(small, fold(small), start, start), (noun, noun, start, start + len(word))]
+        return []
 
     def _compound(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
         """The parts of "Holztisch"; none unless it is a material and a noun that is known, and not known itself."""
@@ -361,20 +376,6 @@ class Phrasebook:
         ends = range(length + 1, len(words) + 1)
         return any(m.kind == "relation" for end in ends for m in self._phrases.get(tuple(words[length - 1 : end]), ()))
 
-    def is_plural_of(self, text: str, meaning: Meaning) -> bool:
-        """Whether the table has a form as a plural of a noun: "Brillen", and not "glasses", which are one pair."""
-        forms = self._plurals.get(meaning.value, ())
-        return tuple(fold(piece.group()) for piece in pieces_of(text)) in forms
-
-    @cached_property
-    def _plurals(self) -> dict[str, set[tuple[str, ...]]]:
-        plurals: dict[str, set[tuple[str, ...]]] = {}
-        for kind, value, words in _lines(self.language):
-            for phrase in words.split(",") if kind == "thing" else ():
-                singular, *others = (tuple(fold(p.group()) for p in pieces_of(f)) for f in phrase.split(" / "))
-                plurals.setdefault(value, set()).update(form for form in others if form != singular)
-        return plurals
-
     def first_words(self, kind: str, value: str) -> str:
         """The usual words for a meaning: singular and, after a slash, plural."""
         return self._first[kind, value]
@@ -430,6 +431,17 @@ def _lines(language: str) -> Iterator[tuple[str, str, str]]:
             meaning, _, words = line.partition(" = ")
             if section != "nouns" or meaning.strip() in INDEX:
                 yield _KINDS.get(section, section), meaning.strip(), words.strip()
+
+
+@cache
+def listed_plurals(language: str) -> dict[str, set[tuple[str, ...]]]:
+    """By thing, the folded forms that a table has as its plurals: "Brillen", and not "glasses", which are one pair."""
+    plurals: dict[str, set[tuple[str, ...]]] = {}
+    for kind, value, words in _lines(language):
+        for phrase in words.split(",") if kind == "thing" else ():
+            singular, *several = (tuple(fold(p.group()) for p in pieces_of(f)) for f in phrase.split(" / "))
+            plurals.setdefault(value, set()).update(form for form in several if form != singular)
+    return plurals
 
 
 @cache

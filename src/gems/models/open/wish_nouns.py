@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gems.languages import fold
-from gems.models.open.phrasebook import Match, Meaning
+from gems.languages import fold, pieces_of
+from gems.models.open.phrasebook import Match, Meaning, listed_plurals
 from gems.models.open.things import INDEX, THINGS
 from gems.models.open.wish_bonds import CONTAINERS
 from gems.models.open.wish_scenery import Scenery
@@ -90,7 +90,8 @@ class Nouns(Scenery):
             self.waiting.number = "1"
         elif is_pair and number.isdecimal() and int(number) > 1 and fold(match.text) == "glasses":
             return Meaning("thing", "glass of milk", is_plural=True, is_stand_in=True)
-        if not is_pair or self.book.is_plural_of(match.text, meaning):
+        form = tuple(fold(piece.group()) for piece in pieces_of(match.text))
+        if not is_pair or form in listed_plurals(self.book.language).get(meaning.value, ()):
             return meaning
         if number == "some" and self.book.language in (*_ROMANCE, "en", "ru", "pl"):
             self.waiting.number = "1"  # "unas tijeras"

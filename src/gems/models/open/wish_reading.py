@@ -212,6 +212,8 @@ class _Reader(Nouns):
     def take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
+        if self.after_absent and meaning.value == "holding" and not self.group_follows():
+            return  # "das keine Fenster hat"
         if meaning.is_told:
             self.left_out.append(match.text)
         self.told_relation = match.text if meaning.is_told else ""
@@ -222,8 +224,7 @@ class _Reader(Nouns):
             return
         self.end_group(match)
         if self.after_absent and self.stood_apart:
-            if meaning.value != "holding" or self.group_follows():  # "das keine Fenster hat"
-                self.left_out.append(match.text)
+            self.left_out.append(match.text)
             self.is_separated = True
             return
         if not self.groups:
