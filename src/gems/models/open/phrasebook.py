@@ -279,7 +279,7 @@ class Phrasebook:
         return self._compound(word, start) or self._diminutive(word, start) or [self._piece(word, start)]
 
     def _diminutive(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
-        """ "Small" and the noun of a diminutive; none unless no table has the word, and one has its noun."""
+        """The noun of a diminutive, after "small"; none unless no table has the word, and one has its noun."""
         piece = self._piece(word, start)
         if (piece[1],) in self._phrases or self._longest_at([piece])[0]:
             return []

@@ -8,7 +8,7 @@ from typing import Final
 from gems.models.open.things import THINGS
 from gems.models.open.wish import Group, Relation
 
-__all__ = ["CONTAINERS", "DOING", "PLACING", "SUPPORTS", "Bonds", "Draft", "quantity"]
+__all__ = ["CONTAINERS", "DOING", "PLACING", "SUPPORTS", "Bonds", "Draft", "drawn_as", "is_perch", "quantity"]
 
 
 def quantity(number: str) -> tuple[int, bool]:
@@ -162,6 +162,10 @@ class Bonds:
         thing = THINGS[self.groups[index].thing]
         return thing.kind in ("person", "animal") or thing.name in _FIGURES
 
+    def perches(self, thing: int) -> bool:
+        """Whether the language's "in" says of a thing that others are on it, as Spanish does of flowers."""
+        raise NotImplementedError
+
     def relate(self, name: str, a: int, b: int) -> None:
         """Relate two groups, by a relation that so many things can be in."""
         if name == "in" and self.is_filled(a, b):
@@ -181,7 +185,7 @@ class Bonds:
         if is_dressed and self.is_alive(a):
             name = "holding"  # "a girl in a red dress"
             self.left_out.append(drawn_as("wearing", name))
-        if name == "in" and THINGS[second.thing].name in SUPPORTS:
+        if name == "in" and (THINGS[second.thing].name in SUPPORTS or self.perches(second.thing)):
             name = "on"  # "en un plato"
         if name == "on" and first.count > 3 * second.count:
             name = "above"
@@ -255,6 +259,11 @@ class Bonds:
     def can_hold(self, a: int, b: int) -> bool:
         """Whether one group is somebody, and another something to hold."""
         return self.is_alive(a) and THINGS[self.groups[b].thing].kind in _HOLDABLE and self.groups[a].count == 1
+
+
+def is_perch(thing: int) -> bool:
+    """Whether a thing is a plant on which others are, though a language says "in" or "at"."""
+    return THINGS[thing].kind == "plant" and THINGS[thing].name not in CONTAINERS
 
 
 def _is_mention(group: Draft, earlier: Draft) -> bool:

@@ -7,7 +7,7 @@ from typing import Final
 from gems.languages import fold, pieces_of
 from gems.models.open.phrasebook import Match, Meaning, listed_plurals
 from gems.models.open.things import INDEX, THINGS
-from gems.models.open.wish_bonds import CONTAINERS
+from gems.models.open.wish_bonds import CONTAINERS, drawn_as
 from gems.models.open.wish_scenery import Scenery
 
 __all__ = ["Nouns"]
@@ -24,6 +24,12 @@ class Nouns(Scenery):
         return (
             self.book.language in _ROMANCE and meaning.value in ("old man", "old woman", "elderly person") and is_beside
         ) or self._is_round(meaning)
+
+    def is_old_somebody(self, meaning: Meaning) -> bool:
+        """Whether an Italian word for "old" names a man or woman: "un vecchio con un cappello"."""
+        is_word = self.book.language == "it" and meaning.value in ("old man", "old woman")
+        is_before_noun = self.noun_follows() or any(not m.meanings or m.of("thing") for m in self.next_matches()[:1])
+        return is_word and not (is_before_noun or self.noun_precedes() or self.is_word(1, "and", "ignore"))
 
     def _is_round(self, meaning: Meaning) -> bool:
         """Whether the French word for a circle is about the noun before it: "un tapis rond"."""
@@ -81,6 +87,14 @@ class Nouns(Scenery):
         if not is_of or self.matches[self.position - 1].text != "の":
             return False
         return THINGS[self.groups[last - 1].thing].kind == "clothing" and self.can_hold(last, last - 1)
+
+    def dress_last(self) -> None:
+        """Whoever is said to be "of" clothes wears them: "um velho de chapéu"."""
+        last = len(self.groups) - 1
+        is_worn = last > 0 and THINGS[self.groups[last].thing].kind == "clothing"
+        if is_worn and self.book.language in _ROMANCE and self.can_hold(last - 1, last):
+            self.relate("holding", last - 1, last)
+            self.left_out.append(drawn_as("wearing", "holding"))
 
     def as_counted(self, meaning: Meaning, match: Match) -> Meaning:
         """What a noun means with its number: a plural of pairs is one, and "two glasses" are no spectacles."""

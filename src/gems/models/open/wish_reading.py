@@ -22,7 +22,7 @@ from gems.models.open.wish_bonds import CONTAINERS, PLACING, SUPPORTS, quantity
 from gems.models.open.wish_negations import negated_text
 from gems.models.open.wish_nouns import Nouns
 from gems.models.open.wish_scenery import ABOVE
-from gems.models.open.wish_sketch import HINT, Neighbour, Reading, in_short
+from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Waiting, in_short
 
 __all__ = ["Reading", "language_of_prompt", "read"]
 
@@ -133,6 +133,8 @@ class _Reader(Nouns):
         number, word = match.of("number"), match.of("word")
         if thing and word and word.value == "flies":
             return word if self.says_flying(match) else thing
+        if thing and word and self.is_old_somebody(thing):
+            return thing
         if number and thing:
             return number if self.group_follows_soon() else thing
         if number and word:
@@ -238,7 +240,8 @@ class _Reader(Nouns):
         self.relation_text = match.text
         if self.book.relations == "after" and not _stands_between(match, self.book):
             b = len(self.groups) - 1
-            is_apart = self.is_apart and meaning.value != "playing with"  # "a boy and a dog play"
+            is_one = meaning.value == "playing with" or self.is_said_to_be_at()  # "a boy and a dog play"
+            is_apart = self.is_apart and not is_one
             free = b > 0 and not is_apart and not any(r.a == b - 1 for r in self.relations)
             if free:
                 self.relate(meaning.value, b - 1, b)
@@ -267,6 +270,9 @@ class _Reader(Nouns):
                 self.bound = match.text
             case "left out" | "unit":
                 self.left_out.append(match.text)
+            case "ignore" if match.text == "に" and self.waiting.unknown and not self.waiting.is_empty:
+                self.missing.append(" ".join(self.waiting.unknown))  # 木の枝に is on no tree
+                self.waiting = Waiting()
             case "ignore" if meaning.is_told:
                 self.left_out.append(match.text)
             case "says" if self.negation:
@@ -303,6 +309,8 @@ class _Reader(Nouns):
         self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
         if is_of and self.relation is None and self.is_filled(len(self.groups) - 2, len(self.groups) - 1):
             self.relate("in", len(self.groups) - 2, len(self.groups) - 1)
+        elif is_of and self.relation is None:
+            self.dress_last()
         if self.wears_last_but_one():
             self.relate("holding", len(self.groups) - 1, len(self.groups) - 2)
         if is_asked and self.relation is None and self._is_locative(match):
