@@ -44,23 +44,23 @@ _SPELLINGS: Final = {
 def bases(word: str, language: str) -> Iterator[tuple[str, bool]]:
     """The nouns, folded, that a word may be a diminutive of, and whether its form is a plural."""
     text = word.lower()
-    for ending, others in _ENDINGS.get(language, ()):
+    for ending, finals in _ENDINGS.get(language, ()):
         for start in range(3, len(text)):
             match = ending.fullmatch(text, start)
             if match is None:
                 continue
             is_plural = bool(match.groupdict().get("plural"))
             for stem in _stems(text[:start], language):
-                yield from ((fold(stem + other), is_plural) for other in others)
+                yield from ((fold(stem + final), is_plural) for final in finals)
 
 
 def _stems(stem: str, language: str) -> Iterator[str]:
     """A stem, and how else it may be spelled."""
     yield stem
-    for written, own in _SPELLINGS.get(language, ()):
-        if language == "de" and written in stem:
-            yield stem.replace(written, own)
-        elif stem.endswith(written):
-            yield stem.removesuffix(written) + own
+    for spelling, own in _SPELLINGS.get(language, ()):
+        if language == "de" and spelling in stem:
+            yield stem.replace(spelling, own)
+        elif stem.endswith(spelling):
+            yield stem.removesuffix(spelling) + own
     if language == "nl" and stem[-1] == stem[-2]:
         yield stem[:-1]  # "balletje"

@@ -111,6 +111,10 @@ class Match(NamedTuple):
 
 
 _Table: TypeAlias = dict[tuple[str, ...], list[Meaning]]
+_Piece: TypeAlias = tuple[str, str, int, int]
+"""A word as it was written, folded, and where it begins and ends."""
+_Found: TypeAlias = tuple[int, tuple[Meaning, ...], bool]
+"""How many pieces a phrase has, what it means, and whether it is in the table as it is written."""
 
 
 def _enter(table: _Table, key: tuple[str, ...], meaning: Meaning) -> None:
@@ -160,7 +164,7 @@ class Phrasebook:
             self._written.update(map(str.lower, words))
             self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]
 
-    def _is_form(self, pieces: Sequence[tuple[str, str, int, int]], meaning: Meaning, key: tuple[str, ...]) -> bool:
+    def _is_form(self, pieces: Sequence[_Piece], meaning: Meaning, key: tuple[str, ...]) -> bool:
         """Whether words of the same stem as a phrase can be a form of it."""
         if self._is_fixed(meaning) or meaning.kind not in ("thing", "background"):
             return not self._is_fixed(meaning)
@@ -251,18 +255,14 @@ class Phrasebook:
             yield _Span(start, pieces[after - 1][3], Match(text[start : pieces[after - 1][3]], meanings, is_exact))
             position = after
 
-    def _phrase_at(
-        self, pieces: list[tuple[str, str, int, int]], position: int
-    ) -> tuple[int, tuple[Meaning, ...], bool]:
+    def _phrase_at(self, pieces: list[_Piece], position: int) -> _Found:
         """The longest phrase at a place, unless its last word begins a longer one.
 
         Of "on the moon cakes" that is "on the", and of "sitting on top of" it is "sitting".
         """
         length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
         last = position + length - 1
-        is_whole = self.language == "ja" and any(
-            meaning.kind == "relation" for meaning in meanings
-        )  # の前に止まっている
+        is_whole = self.language == "ja" and any(m.kind == "relation" for m in meanings)  # の前に止まっている
         if length > 1 and not is_whole and all(meaning.kind != "thing" for meaning in meanings):
             further, longer_meanings, is_certain = self._longest_at(pieces[last : last + self._longest])
             kinds = {meaning.kind for meaning in longer_meanings}
@@ -270,7 +270,7 @@ class Phrasebook:
                 return self._longest_at(pieces[position:last])
         return length, meanings, is_exact
 
-    def _pieces_of(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+    def _pieces_of(self, word: str, start: int) -> list[_Piece]:
         """A word, folded, and where it stands; apart from an "and" or "with" that is written together with it."""
         joint = joints.search(word) if (joints := _JOINTS.get(self.language)) else None
         is_known = joint is None or (fold(word),) in self._phrases
@@ -278,7 +278,7 @@ class Phrasebook:
             return [self._piece(word[: joint.start()], start), self._piece(joint.group(), start + joint.start())]
         return self._compound(word, start) or self._diminutive(word, start) or [self._piece(word, start)]
 
-    def _diminutive(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+    def _diminutive(self, word: str, start: int) -> list[_Piece]:
         """The noun of a diminutive, after "small"; none unless no table has the word, and one has its noun."""
         piece = self._piece(word, start)
         if (piece[1],) in self._phrases or self._longest_at([piece])[0]:
@@ -292,7 +292,7 @@ class Phrasebook:
                 return [(small, fold(small), start, start), (noun, noun, start, start + len(word))]
         return []
 
-    def _compound(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+    def _compound(self, word: str, start: int) -> list[_Piece]:
         """The parts of "Holztisch"; none unless it is a material and a noun that is known, and not known itself."""
         if self.language not in _MATERIALS or (fold(word),) in self._phrases:
             return []
@@ -304,7 +304,7 @@ class Phrasebook:
         return []
 
     @staticmethod
-    def _piece(word: str, start: int) -> tuple[str, str, int, int]:
+    def _piece(word: str, start: int) -> _Piece:
         return word, fold(word), start, start + len(word)
 
     def _with_numbers(self, text: str) -> list[_Span]:
@@ -334,15 +334,16 @@ class Phrasebook:
         word, thing = span.match.of("word"), span.match.of("thing")
         if is_compound:  # "three-legged"
             return None if thing and thing.is_plural and span.match.is_exact else _UNIT
-        if thing and number.value == UNCOUNTABLE and not thing.is_plural and self._begins_with_unit(span.match.text):
+        if (
+            thing
+            and number.value == UNCOUNTABLE
+            and not thing.is_plural
+            and _begins_with_unit(span.match.text, self._phrases)
+        ):
             return _LEFT_OUT
         return _UNIT if word and word.value == "unit" and not thing else None
 
-    def _begins_with_unit(self, text: str) -> bool:
-        first = fold(next(pieces_of(text)).group())
-        return any(m.value == "unit" for m in self._phrases.get((first,), ()))
-
-    def _longest_at(self, pieces: Sequence[tuple[str, str, int, int]]) -> tuple[int, tuple[Meaning, ...], bool]:
+    def _longest_at(self, pieces: Sequence[_Piece]) -> _Found:
         words, stems = [p[1] for p in pieces], [self._stem(p[0]) for p in pieces]
         for length in range(len(words), 0, -1):
             whole = tuple(words[:length])
@@ -351,7 +352,7 @@ class Phrasebook:
             for table, key in (*lookups, (self._stems, tuple(stems[:length]))):
                 is_exact = key == whole and table is self._phrases
                 meanings = [m for m in table.get(key, ()) if is_exact or self._is_form(pieces[:length], m, key)]
-                if meanings and not self._ends_in_relation(words, length):
+                if meanings and not (self.language == "ja" and _ends_in_relation(words, length, self._phrases)):
                     several = () if is_exact else self._several(words[length - 1], meanings, tuple(stems[:length]))
                     return length, tuple(several or meanings), is_exact
         return 0, (), False
@@ -363,18 +364,6 @@ class Phrasebook:
         # In Russian and Polish, whatever form has the stem may have been entered last.
         is_known = self.language not in ("ru", "pl")
         return [m._replace(is_plural=(is_known and m.is_plural) or (is_plural and m.kind == "thing")) for m in meanings]
-
-    def _ends_in_relation(self, words: Sequence[str], length: int) -> bool:
-        """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
-        if (
-            self.language != "ja"
-            or length < 2
-            or words[length - 1] != "の"
-            or tuple(words[: length - 1]) not in self._phrases
-        ):
-            return False
-        ends = range(length + 1, len(words) + 1)
-        return any(m.kind == "relation" for end in ends for m in self._phrases.get(tuple(words[length - 1 : end]), ()))
 
     def first_words(self, kind: str, value: str) -> str:
         """The usual words for a meaning: singular and, after a slash, plural."""
@@ -398,6 +387,19 @@ class _Span(NamedTuple):
     start: int
     end: int
     match: Match
+
+
+def _begins_with_unit(text: str, phrases: _Table) -> bool:
+    first = fold(next(pieces_of(text)).group())
+    return any(m.value == "unit" for m in phrases.get((first,), ()))
+
+
+def _ends_in_relation(words: Sequence[str], length: int, phrases: _Table) -> bool:
+    """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
+    if length < 2 or words[length - 1] != "の" or tuple(words[: length - 1]) not in phrases:
+        return False
+    ends = range(length + 1, len(words) + 1)
+    return any(m.kind == "relation" for end in ends for m in phrases.get(tuple(words[length - 1 : end]), ()))
 
 
 def _number_alone(match: Match) -> Meaning | None:
@@ -434,13 +436,13 @@ def _lines(language: str) -> Iterator[tuple[str, str, str]]:
 
 
 @cache
-def listed_plurals(language: str) -> dict[str, set[tuple[str, ...]]]:
+def listed_plurals(language: str) -> dict[str, list[tuple[str, ...]]]:
     """By thing, the folded forms that a table has as its plurals: "Brillen", and not "glasses", which are one pair."""
-    plurals: dict[str, set[tuple[str, ...]]] = {}
+    plurals: dict[str, list[tuple[str, ...]]] = {}
     for kind, value, words in _lines(language):
         for phrase in words.split(",") if kind == "thing" else ():
             singular, *several = (tuple(fold(p.group()) for p in pieces_of(f)) for f in phrase.split(" / "))
-            plurals.setdefault(value, set()).update(form for form in several if form != singular)
+            plurals.setdefault(value, []).extend(form for form in several if form != singular)
     return plurals
 
 

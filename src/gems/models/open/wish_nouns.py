@@ -7,7 +7,7 @@ from typing import Final
 from gems.languages import fold, pieces_of
 from gems.models.open.phrasebook import Match, Meaning, listed_plurals
 from gems.models.open.things import INDEX, THINGS
-from gems.models.open.wish_bonds import CONTAINERS, drawn_as
+from gems.models.open.wish_bonds import CONTAINERS
 from gems.models.open.wish_scenery import Scenery
 
 __all__ = ["Nouns"]
@@ -94,7 +94,6 @@ class Nouns(Scenery):
         is_worn = last > 0 and THINGS[self.groups[last].thing].kind == "clothing"
         if is_worn and self.book.language in _ROMANCE and self.can_hold(last - 1, last):
             self.relate("holding", last - 1, last)
-            self.left_out.append(drawn_as("wearing", "holding"))
 
     def as_counted(self, meaning: Meaning, match: Match) -> Meaning:
         """What a noun means with its number: a plural of pairs is one, and "two glasses" are no spectacles."""

@@ -144,6 +144,8 @@ class _Reader(Nouns):
     # --- what each kind of meaning does
 
     def take_number(self, meaning: Meaning, match: Match) -> None:
+        if self.waiting.number.isdecimal() and self.waiting.look and meaning.value.isdecimal():
+            self.end_phrase()  # 一黑一白, "one black one white"
         if self.waiting.unknown:  # else adjectives wait: Turkish says "small brown a dog"
             self.end_phrase()
         if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
