@@ -113,7 +113,7 @@ class Match(NamedTuple):
 _Table: TypeAlias = dict[tuple[str, ...], list[Meaning]]
 _Piece: TypeAlias = tuple[str, str, int, int]
 """A word as it was written, folded, and where it begins and ends."""
-_Found: TypeAlias = tuple[int, tuple[Meaning, ...], bool]
+_Reach: TypeAlias = tuple[int, tuple[Meaning, ...], bool]
 """How many pieces a phrase has, what it means, and whether it is in the table as it is written."""
 
 
@@ -199,10 +199,10 @@ class Phrasebook:
         first, *rest = [fold(piece.group()) for piece in pieces_of(phrase)]
         if not rest:
             return False
-        is_vessel = any(m.value == "glass" for m in self._phrases.get((first,), ()))
-        if is_vessel and THINGS[INDEX[value]].kind == "drink":
+        if THINGS[INDEX[value]].kind == "drink" and any(m.value == "glass" for m in self._phrases.get((first,), ())):
             return False  # "glass of wine"
-        says_look = any(m.kind == "look" for w in (first, *rest) for m in self._phrases.get((w,), ()))
+        ends = len(rest) - (self.language == "en")  # the last word is the noun itself: "ice cream"
+        says_look = any(m.kind == "look" for w in (first, *rest[:ends]) for m in self._phrases.get((w,), ()))
         is_name = any(m.value == value for m in self._phrases.get(tuple(rest), ()))
         return says_look or (is_name and any(m.kind == "size" for m in self._phrases.get((first,), ())))
 
@@ -255,7 +255,7 @@ class Phrasebook:
             yield _Span(start, pieces[after - 1][3], Match(text[start : pieces[after - 1][3]], meanings, is_exact))
             position = after
 
-    def _phrase_at(self, pieces: list[_Piece], position: int) -> _Found:
+    def _phrase_at(self, pieces: list[_Piece], position: int) -> _Reach:
         """The longest phrase at a place, unless its last word begins a longer one.
 
         Of "on the moon cakes" that is "on the", and of "sitting on top of" it is "sitting".
@@ -343,7 +343,7 @@ class Phrasebook:
             return _LEFT_OUT
         return _UNIT if word and word.value == "unit" and not thing else None
 
-    def _longest_at(self, pieces: Sequence[_Piece]) -> _Found:
+    def _longest_at(self, pieces: Sequence[_Piece]) -> _Reach:
         words, stems = [p[1] for p in pieces], [self._stem(p[0]) for p in pieces]
         for length in range(len(words), 0, -1):
             whole = tuple(words[:length])
