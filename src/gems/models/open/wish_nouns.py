@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from gems.languages import fold, pieces_of
@@ -98,7 +99,7 @@ class Nouns(Scenery):
     def as_counted(self, meaning: Meaning, match: Match) -> Meaning:
         """What a noun means with its number: a plural of pairs is one, and "two glasses" are no spectacles."""
         number, is_pair = self.waiting.number, meaning.value.startswith("pair of") or meaning.value == "goggles"
-        is_one = number == "2" and self.number_text.startswith(("a pair", "pair"))
+        is_one = number == "2" and _PAIR.search(self.number_text) is not None
         if is_pair and is_one:
             self.waiting.number = "1"
         elif is_pair and number.isdecimal() and int(number) > 1 and fold(match.text) == "glasses":
@@ -138,6 +139,7 @@ class Nouns(Scenery):
 
 
 _GREEN: Final = ("apple", "banana", "tomato", "plum", "traffic light", "horizontal traffic light", "autumn leaf")
+_PAIR: Final = re.compile(r"\b(?:pair|par|paire|paio|para|pare|пара|пару)\b")
 _ROMANCE: Final = ("es", "pt", "it", "fr")
 _OF: Final = {"en": "of", "de": "", "nl": "", "pl": "", "ru": ""}
 """The "of" of what a vessel is full of; languages with an empty one say the noun alone."""

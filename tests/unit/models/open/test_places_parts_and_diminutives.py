@@ -59,6 +59,8 @@ def test_a_verb_of_flying_after_a_place_is_no_fly() -> None:
         ("zwei Gläser Wein", "two wine glasses"),
         ("some scissors", "a pair of scissors"),
         ("unas gafas", "a pair of glasses"),
+        ("un par de gafas", "a pair of glasses"),
+        ("une paire de ciseaux", "a pair of scissors"),
         ("ножницы", "a pair of scissors"),
         ("двое ножниц", "two pairs of scissors"),
         ("drei Brillen", "three pairs of glasses"),
