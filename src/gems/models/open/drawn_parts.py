@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gems.models.open.things import INDEX
+from gems.models.open.things import INDEX, THINGS
 
 __all__ = ["has_part"]
 
@@ -31,7 +31,121 @@ _PARTS: Final[dict[str, tuple[str, ...]]] = {
 }
 """By a thing's name, the names of things that its drawing shows too."""
 
+_OF_FACES: Final = ("eye", "nose", "mouth")
+_WITH_FACES: Final = (
+    *(
+        "baby",
+        "child",
+        "boy",
+        "girl",
+        "person",
+        "man",
+        "woman",
+        "bearded man",
+        "elderly person",
+        "old man",
+        "old woman",
+    ),
+    *("doctor", "student", "teacher", "judge", "farmer", "chef", "mechanic", "office worker", "scientist", "singer"),
+    *("artist", "pilot", "astronaut", "firefighter", "police officer", "construction worker", "king", "prince"),
+    *("princess", "groom", "bride", "angel", "Santa Claus", "clown", "cowboy", "snowman", "plain snowman"),
+)
+_HEADS: Final = (
+    *(
+        "hamster",
+        "kitten",
+        "puppy",
+        "fox",
+        "raccoon",
+        "bunny face",
+        "monkey face",
+        "koala",
+        "piglet",
+        "wolf",
+        "gorilla",
+    ),
+    *("tiger cub", "lion head", "boar", "deer", "panda", "bear head", "polar bear", "calf", "moose"),
+)
+_WALKING: Final = (
+    *("chipmunk", "lizard", "ant", "beetle", "ladybug", "cricket", "cockroach", "spider", "scorpion", "chick", "cat"),
+    *("dog", "poodle", "rabbit", "turkey", "goose", "penguin", "dodo", "turtle", "crocodile", "orangutan", "tiger"),
+    *("leopard", "goat", "ram", "sheep", "pig", "donkey", "llama", "kangaroo", "flamingo", "horse", "bison", "ox"),
+    *("water buffalo", "cow", "camel", "bactrian camel", "giraffe", "elephant", "mammoth", "hippopotamus"),
+    *("sauropod", "T-Rex", "bird", "mosquito", "fly", "ostrich", "stork", "crab", "table", "chair"),
+)
+_SEEING: Final = (
+    *(
+        "mouse",
+        "frog",
+        "cat",
+        "dog",
+        "rabbit",
+        "duck",
+        "goose",
+        "chicken",
+        "rooster",
+        "penguin",
+        "owl",
+        "parrot",
+        "eagle",
+    ),
+    *("bird", "horse", "unicorn", "zebra", "pig", "elephant", "giraffe", "whale", "spouting whale", "dolphin", "fish"),
+    *("tropical fish", "shark", "octopus", "squid", "seal", "turtle", "crocodile", "smiley", "robot", "ghost", "alien"),
+)
+_EARED: Final = (
+    "mouse",
+    "rat",
+    "cat",
+    "dog",
+    "rabbit",
+    "elephant",
+    "giraffe",
+    "horse",
+    "pig",
+    "cow",
+    "zebra",
+    "donkey",
+)
+_WITH_WINDOWS: Final = (
+    *("house", "house with garden", "housing estate", "office building", "post office", "hospital", "hotel", "school"),
+    *("convenience store", "department store", "factory", "castle", "chapel", "church", "synagogue", "tower", "barn"),
+    *("railway car", "locomotive", "bus", "double decker", "minibus", "ambulance", "fire engine", "police car"),
+    *("taxi", "car", "suv", "pickup truck", "truck", "semi truck", "tractor", "racing car", "helicopter", "train"),
+    *("tram", "metro", "monorail", "aerial tramway", "passenger ship", "ferry", "excavator"),
+)
+_WITH_DOORS: Final = (
+    *("house", "house with garden", "housing estate", "derelict house", "hut", "hospital", "school", "bank"),
+    *("church", "chapel", "mosque", "castle", "windmill", "tower", "lighthouse", "barn", "post office"),
+)
+_WITH_WHEELS: Final = (
+    *("locomotive", "railway car", "bus", "double decker", "minibus", "ambulance", "fire engine", "police car", "taxi"),
+    *("car", "suv", "pickup truck", "truck", "semi truck", "tractor", "racing car", "motorcycle", "motor scooter"),
+    *("wheelchair", "motorized wheelchair", "auto rickshaw", "bicycle", "shopping cart", "wheelbarrow"),
+    *("skateboard", "kick scooter", "roller skate"),
+)
+_LEAFY: Final = ("pine tree", "tree", "palm tree", "bush", "potted plant", "seedling", "tulip", "rose", "bouquet")
+_BY_PART: Final[dict[str, tuple[str, ...]]] = {
+    "eye": (*_WITH_FACES, *_HEADS, *_SEEING),
+    "nose": (*_WITH_FACES, *_HEADS),
+    "mouth": _WITH_FACES,
+    "carrot": ("snowman", "plain snowman"),
+    "ear": (*_HEADS, *_EARED),
+    **dict.fromkeys(("leg", "foot"), _WALKING),
+    "window": _WITH_WINDOWS,
+    "door": _WITH_DOORS,
+    "wheel": _WITH_WHEELS,
+    **dict.fromkeys(("autumn leaf", "green leaf"), _LEAFY),
+    "flag": ("stadium", "hindu temple", "circus tent", "tower"),
+    "tree": ("house with garden", "campsite"),
+    "palm tree": ("desert island",),
+    "sun": ("desert island", "sun behind cloud"),
+    "star": ("bridge",),
+    "heart": ("chapel",),
+    "brick": ("wall",),
+}
+"""By a part, the things whose drawings always show it."""
+
 
 def has_part(name: str, part: int) -> bool:
     """Whether the drawing of a thing always shows another."""
-    return any(INDEX[own] == part for own in _PARTS.get(name, ()))
+    return name in _BY_PART.get(THINGS[part].name, ()) or any(INDEX[own] == part for own in _PARTS.get(name, ()))

@@ -20,11 +20,12 @@ from typing import Final, NamedTuple, TypeAlias
 import snowballstemmer
 
 from gems.languages import fold, pieces_of
+from gems.models.open.diminutives import bases
 from gems.models.open.numerals import UNCOUNTABLE, numeral_at, product
 from gems.models.open.plurals import is_case_of_plural, is_listed_plural
-from gems.models.open.things import INDEX, WORDS_FOLDER
+from gems.models.open.things import INDEX, THINGS, WORDS_FOLDER
 
-__all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "phrasebook"]
+__all__ = ["TONGUES", "Match", "Meaning", "Phrasebook", "listed_plurals", "phrasebook"]
 
 _STEMMERS: Final = {
     "en": "english",
@@ -62,6 +63,8 @@ _VERBAL: Final = {
 """Endings of participles: "parked" is no inflected form of "park"."""
 _SHORTEST_IS_SINGULAR: Final = ("de", "nl", "fr", "es", "pt")
 """Languages in which no form of a noun is shorter than its singular: "Dach" is no form of "Dachs"."""
+_LONGEST_ENDING: Final = {"de": 2, "nl": 2, "en": 2, "fr": 1, "it": 1, "es": 2, "pt": 2}
+"""How many letters an inflected form of a short noun has more."""
 _MATERIALS: Final = {
     "de": {"holz": "holz", "glas": "glas", "stein": "steinern", "metall": "metallisch", "plastik": "plastik"},
     "nl": {"houten": "hout", "hout": "hout", "glas": "glas", "steen": "stenen", "metaal": "metalen"},
@@ -108,6 +111,10 @@ class Match(NamedTuple):
 
 
 _Table: TypeAlias = dict[tuple[str, ...], list[Meaning]]
+_Piece: TypeAlias = tuple[str, str, int, int]
+"""A word as it was written, folded, and where it begins and ends."""
+_Reach: TypeAlias = tuple[int, tuple[Meaning, ...], bool]
+"""How many pieces a phrase has, what it means, and whether it is in the table as it is written."""
 
 
 def _enter(table: _Table, key: tuple[str, ...], meaning: Meaning) -> None:
@@ -157,7 +164,7 @@ class Phrasebook:
             self._written.update(map(str.lower, words))
             self._entries += [] if self._is_fixed(meaning) else [(words, meaning)]
 
-    def _is_form(self, pieces: Sequence[tuple[str, str, int, int]], meaning: Meaning, key: tuple[str, ...]) -> bool:
+    def _is_form(self, pieces: Sequence[_Piece], meaning: Meaning, key: tuple[str, ...]) -> bool:
         """Whether words of the same stem as a phrase can be a form of it."""
         if self._is_fixed(meaning) or meaning.kind not in ("thing", "background"):
             return not self._is_fixed(meaning)
@@ -192,7 +199,10 @@ class Phrasebook:
         first, *rest = [fold(piece.group()) for piece in pieces_of(phrase)]
         if not rest:
             return False
-        says_look = any(m.kind == "look" for w in (first, *rest) for m in self._phrases.get((w,), ()))
+        if THINGS[INDEX[value]].kind == "drink" and any(m.value == "glass" for m in self._phrases.get((first,), ())):
+            return False  # "glass of wine"
+        ends = len(rest) - (self.language == "en")  # the last word is the noun itself: "ice cream"
+        says_look = any(m.kind == "look" for w in (first, *rest[:ends]) for m in self._phrases.get((w,), ()))
         is_name = any(m.value == value for m in self._phrases.get(tuple(rest), ()))
         return says_look or (is_name and any(m.kind == "size" for m in self._phrases.get((first,), ())))
 
@@ -245,18 +255,14 @@ class Phrasebook:
             yield _Span(start, pieces[after - 1][3], Match(text[start : pieces[after - 1][3]], meanings, is_exact))
             position = after
 
-    def _phrase_at(
-        self, pieces: list[tuple[str, str, int, int]], position: int
-    ) -> tuple[int, tuple[Meaning, ...], bool]:
+    def _phrase_at(self, pieces: list[_Piece], position: int) -> _Reach:
         """The longest phrase at a place, unless its last word begins a longer one.
 
         Of "on the moon cakes" that is "on the", and of "sitting on top of" it is "sitting".
         """
         length, meanings, is_exact = self._longest_at(pieces[position : position + self._longest])
         last = position + length - 1
-        is_whole = self.language == "ja" and any(
-            meaning.kind == "relation" for meaning in meanings
-        )  # の前に止まっている
+        is_whole = self.language == "ja" and any(m.kind == "relation" for m in meanings)  # の前に止まっている
         if length > 1 and not is_whole and all(meaning.kind != "thing" for meaning in meanings):
             further, longer_meanings, is_certain = self._longest_at(pieces[last : last + self._longest])
             kinds = {meaning.kind for meaning in longer_meanings}
@@ -264,15 +270,29 @@ class Phrasebook:
                 return self._longest_at(pieces[position:last])
         return length, meanings, is_exact
 
-    def _pieces_of(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+    def _pieces_of(self, word: str, start: int) -> list[_Piece]:
         """A word, folded, and where it stands; apart from an "and" or "with" that is written together with it."""
         joint = joints.search(word) if (joints := _JOINTS.get(self.language)) else None
         is_known = joint is None or (fold(word),) in self._phrases
         if joint and not is_known and (fold(word[: joint.start()]),) in self._phrases:
             return [self._piece(word[: joint.start()], start), self._piece(joint.group(), start + joint.start())]
-        return self._compound(word, start) or [self._piece(word, start)]
+        return self._compound(word, start) or self._diminutive(word, start) or [self._piece(word, start)]
 
-    def _compound(self, word: str, start: int) -> list[tuple[str, str, int, int]]:
+    def _diminutive(self, word: str, start: int) -> list[_Piece]:
+        """The noun of a diminutive, after "small"; none unless no table has the word, and one has its noun."""
+        piece = self._piece(word, start)
+        if (piece[1],) in self._phrases or self._longest_at([piece])[0]:
+            return []
+        for base, is_plural in bases(word, self.language):
+            thing = next((m for m in self._phrases.get((base,), ()) if m.kind == "thing" and not m.is_plural), None)
+            if thing is not None:
+                forms = listed_plurals(self.language).get(thing.value, ()) if is_plural else ()
+                noun = next((form[0] for form in forms if len(form) == 1), base)
+                small = self._first["size", "small"]
+                return [(small, fold(small), start, start), (noun, noun, start, start + len(word))]
+        return []
+
+    def _compound(self, word: str, start: int) -> list[_Piece]:
         """The parts of "Holztisch"; none unless it is a material and a noun that is known, and not known itself."""
         if self.language not in _MATERIALS or (fold(word),) in self._phrases:
             return []
@@ -284,7 +304,7 @@ class Phrasebook:
         return []
 
     @staticmethod
-    def _piece(word: str, start: int) -> tuple[str, str, int, int]:
+    def _piece(word: str, start: int) -> _Piece:
         return word, fold(word), start, start + len(word)
 
     def _with_numbers(self, text: str) -> list[_Span]:
@@ -314,15 +334,16 @@ class Phrasebook:
         word, thing = span.match.of("word"), span.match.of("thing")
         if is_compound:  # "three-legged"
             return None if thing and thing.is_plural and span.match.is_exact else _UNIT
-        if thing and number.value == UNCOUNTABLE and not thing.is_plural and self._begins_with_unit(span.match.text):
+        if (
+            thing
+            and number.value == UNCOUNTABLE
+            and not thing.is_plural
+            and _begins_with_unit(span.match.text, self._phrases)
+        ):
             return _LEFT_OUT
         return _UNIT if word and word.value == "unit" and not thing else None
 
-    def _begins_with_unit(self, text: str) -> bool:
-        first = fold(next(pieces_of(text)).group())
-        return any(m.value == "unit" for m in self._phrases.get((first,), ()))
-
-    def _longest_at(self, pieces: Sequence[tuple[str, str, int, int]]) -> tuple[int, tuple[Meaning, ...], bool]:
+    def _longest_at(self, pieces: Sequence[_Piece]) -> _Reach:
         words, stems = [p[1] for p in pieces], [self._stem(p[0]) for p in pieces]
         for length in range(len(words), 0, -1):
             whole = tuple(words[:length])
@@ -331,7 +352,7 @@ class Phrasebook:
             for table, key in (*lookups, (self._stems, tuple(stems[:length]))):
                 is_exact = key == whole and table is self._phrases
                 meanings = [m for m in table.get(key, ()) if is_exact or self._is_form(pieces[:length], m, key)]
-                if meanings and not self._ends_in_relation(words, length):
+                if meanings and not (self.language == "ja" and _ends_in_relation(words, length, self._phrases)):
                     several = () if is_exact else self._several(words[length - 1], meanings, tuple(stems[:length]))
                     return length, tuple(several or meanings), is_exact
         return 0, (), False
@@ -343,18 +364,6 @@ class Phrasebook:
         # In Russian and Polish, whatever form has the stem may have been entered last.
         is_known = self.language not in ("ru", "pl")
         return [m._replace(is_plural=(is_known and m.is_plural) or (is_plural and m.kind == "thing")) for m in meanings]
-
-    def _ends_in_relation(self, words: Sequence[str], length: int) -> bool:
-        """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
-        if (
-            self.language != "ja"
-            or length < 2
-            or words[length - 1] != "の"
-            or tuple(words[: length - 1]) not in self._phrases
-        ):
-            return False
-        ends = range(length + 1, len(words) + 1)
-        return any(m.kind == "relation" for end in ends for m in self._phrases.get(tuple(words[length - 1 : end]), ()))
 
     def first_words(self, kind: str, value: str) -> str:
         """The usual words for a meaning: singular and, after a slash, plural."""
@@ -380,6 +389,19 @@ class _Span(NamedTuple):
     match: Match
 
 
+def _begins_with_unit(text: str, phrases: _Table) -> bool:
+    first = fold(next(pieces_of(text)).group())
+    return any(m.value == "unit" for m in phrases.get((first,), ()))
+
+
+def _ends_in_relation(words: Sequence[str], length: int, phrases: _Table) -> bool:
+    """Whether the Japanese particle that ends a phrase begins a relation, as in 木の下に ("under a tree")."""
+    if length < 2 or words[length - 1] != "の" or tuple(words[: length - 1]) not in phrases:
+        return False
+    ends = range(length + 1, len(words) + 1)
+    return any(m.kind == "relation" for end in ends for m in phrases.get(tuple(words[length - 1 : end]), ()))
+
+
 def _number_alone(match: Match) -> Meaning | None:
     """The number that a phrase means, if it means nothing else."""
     return match.meanings[0] if match.meanings and all(m.kind == "number" for m in match.meanings) else None
@@ -391,7 +413,8 @@ def _is_near(word: str, form: str, language: str) -> bool:
     is_cut = len(word) < len(form) and language in _SHORTEST_IS_SINGULAR
     is_other = language in ("es", "pt") and {word[-1:], form[-1:]} == {"o", "e"}  # "hombro", "hombre"
     is_other |= language == "pl" and form.endswith("o") and word.endswith(("y", "e"))  # "taco", "taca"
-    return not is_cut and not is_other and len(form) - min(common, len(form)) <= 3
+    is_longer = len(form) <= 3 and len(word) - len(form) > _LONGEST_ENDING.get(language, 9)  # "sel", "selle"
+    return not (is_cut or is_other or is_longer) and len(form) - min(common, len(form)) <= 3
 
 
 def _is_one_word(previous: _Span, span: _Span, language: str) -> bool:
@@ -410,6 +433,17 @@ def _lines(language: str) -> Iterator[tuple[str, str, str]]:
             meaning, _, words = line.partition(" = ")
             if section != "nouns" or meaning.strip() in INDEX:
                 yield _KINDS.get(section, section), meaning.strip(), words.strip()
+
+
+@cache
+def listed_plurals(language: str) -> dict[str, list[tuple[str, ...]]]:
+    """By thing, the folded forms that a table has as its plurals: "Brillen", and not "glasses", which are one pair."""
+    plurals: dict[str, list[tuple[str, ...]]] = {}
+    for kind, value, words in _lines(language):
+        for phrase in words.split(",") if kind == "thing" else ():
+            singular, *several = (tuple(fold(p.group()) for p in pieces_of(f)) for f in phrase.split(" / "))
+            plurals.setdefault(value, []).extend(form for form in several if form != singular)
+    return plurals
 
 
 @cache

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gems.models.open.things import THINGS
 from gems.models.open.wish import Group, Relation
 
-__all__ = ["CONTAINERS", "DOING", "PLACING", "SUPPORTS", "Bonds", "Draft", "quantity"]
+__all__ = ["CONTAINERS", "DOING", "PLACING", "SUPPORTS", "Bonds", "Draft", "is_perch", "quantity"]
 
 
 def quantity(number: str) -> tuple[int, bool]:
@@ -162,6 +163,10 @@ class Bonds:
         thing = THINGS[self.groups[index].thing]
         return thing.kind in ("person", "animal") or thing.name in _FIGURES
 
+    def perches(self, thing: int) -> bool:
+        """Whether the language's "in" says of a thing that others are on it, as Spanish does of flowers."""
+        raise NotImplementedError
+
     def relate(self, name: str, a: int, b: int) -> None:
         """Relate two groups, by a relation that so many things can be in."""
         if name == "in" and self.is_filled(a, b):
@@ -180,17 +185,24 @@ class Bonds:
             a = next((r.a for r in self.relations if (r.name, r.b) == ("holding", a)), a)
         if is_dressed and self.is_alive(a):
             name = "holding"  # "a girl in a red dress"
+        if name == "holding" and THINGS[second.thing].kind == "clothing" and not self._is_told_or_held():
             self.left_out.append(drawn_as("wearing", name))
-        if name == "in" and THINGS[second.thing].name in SUPPORTS:
+        if name == "in" and (THINGS[second.thing].name in SUPPORTS or self.perches(second.thing)):
             name = "on"  # "en un plato"
         if name == "on" and first.count > 3 * second.count:
             name = "above"
+            self.left_out += [] if self.told_relation else [drawn_as("on", name)]
         if name == "in" and THINGS[second.thing].name in _FULL:  # an apple in a bowl is not in the soup
             self.stand_ins.append((second.word, THINGS[second.thing].name))
         self.relations.append(Relation(name, a, b))
         if self.told_relation in self.left_out:
             self.left_out[self.left_out.index(self.told_relation)] = drawn_as(self.told_relation, name)
         self.told_relation = ""
+
+    def _is_told_or_held(self) -> bool:
+        """Whether the user is told of a relation anyway, or it is one of holding, not of wearing."""
+        is_held = self.relation is not None and _HOLDING.match(self.relation_text.lower()) is not None
+        return bool(self.told_relation) or is_held
 
     def attach_too(self, last: int) -> bool:
         """Relate what an "and" joins to something that is held or in a vessel, as that is: "with a hat and a cane"."""
@@ -249,12 +261,19 @@ class Bonds:
 
     def holder(self, last: int, *, is_apart: bool) -> int:
         """Who has what a "with" names: whoever is named before it or, after a comma, whom that was said of; else -1."""
-        candidates = (self.head(last - 1), last - 1) if is_apart else (last - 1,)
+        is_worn = THINGS[self.groups[last - 1].thing].kind == "clothing"  # "a girl in a hat with a ball"
+        wearer = self.head(last - 1, "holding") if is_worn else last - 1
+        candidates = (self.head(last - 1), wearer) if is_apart else (wearer,)
         return next((k for k in candidates if self.can_hold(k, last)), -1)
 
     def can_hold(self, a: int, b: int) -> bool:
         """Whether one group is somebody, and another something to hold."""
         return self.is_alive(a) and THINGS[self.groups[b].thing].kind in _HOLDABLE and self.groups[a].count == 1
+
+
+def is_perch(thing: int) -> bool:
+    """Whether a thing is a plant on which others are, though a language says "in" or "at"."""
+    return THINGS[thing].kind == "plant" and THINGS[thing].name not in CONTAINERS
 
 
 def _is_mention(group: Draft, earlier: Draft) -> bool:
@@ -268,6 +287,11 @@ PLACING: Final = (
     *("on", "flying over", "in"),
 )
 """The relations that say where a thing is, not what it does."""
+_HOLDING: Final = re.compile(
+    "hold|carr|h[aä]lt|houd|vasthoud|(?:qui |che |que )?(?:tien|ten)|sost|sujet|segur|trzym|держ|tut"
+    "|拿|手持|捧|举|を?持|들"
+)
+"""How verbs of holding begin: whoever holds a hat does not wear it."""
 DOING: Final = ("chasing", "jumping over", "playing with", "holding")
 CONTAINERS: Final = (
     *("amphora", "jar", "basket", "bucket", "package", "gift box", "bowl of soup", "cup of coffee", "glass of milk"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gems.models.open.phrasebook import Match, Phrasebook
-from gems.models.open.wish_bonds import DOING
+from gems.models.open.wish_bonds import DOING, is_perch
 from gems.models.open.wish_sketch import Neighbour, Sketch
 
 __all__ = ["Cursor"]
@@ -84,6 +84,17 @@ class Cursor(Sketch):
         is_verb = name in DOING or match.text.lower().split()[0].endswith("ing")
         head = self.head(last) if self.is_word(-1, "and") and is_verb else last
         return head if self.is_alive(head) and head != last else self.subject(name)
+
+    def perches(self, thing: int) -> bool:
+        """Whether the language's "in" says of a thing that others are on it: "en una flor", "em uma árvore"."""
+        return self.book.language in ("es", "pt") and is_perch(thing)
+
+    def is_said_to_be_at(self) -> bool:
+        """Whether Chinese says after a comma where the last thing but one is: "一辆车,停在房子前面"."""
+        at = self.position - 1
+        while at > 0 and any(self.matches[at].of(kind) for kind in ("thing", "number", "look", "size")):
+            at -= 1
+        return self.book.language == "zh" and at > 0 and self.matches[at].text.endswith("在")
 
     def end_at_undrawn(self) -> None:
         """Remember that what stands here is no group: what follows is not about the group before it."""

@@ -23,6 +23,7 @@ _LACKING_WORDS: Final = {
     "tr": re.compile("(.{2,})s[ıiuü]z"),
 }
 """Words that say what a thing lacks: "a treeless meadow"."""
+_OWNED: Final = re.compile("(.{2,}?)s?[ıiuü]$")
 _NEGATING_AFTER: Final = ("ja", "ko", "tr")
 """Languages that say after a noun that it is not there."""
 
@@ -95,6 +96,8 @@ class Negations(Cursor):
     def take_no(self, match: Match) -> None:
         """A negation before its noun, or after it in languages that put it there."""
         unknown = self.waiting.unknown
+        if self.book.language == "tr" and self._lacks_its(unknown):
+            return
         if self.book.language in _NEGATING_AFTER and unknown:
             self.leave_denial(*unknown, match.text)
             self.waiting.unknown = []
@@ -113,6 +116,16 @@ class Negations(Cursor):
             self.deny_last()
         else:
             self.leave_denial(match.text)
+
+    def _lacks_its(self, unknown: list[str]) -> bool:
+        """Take a Turkish noun that is somebody's, before its negation: "şapkası olmayan"."""
+        noun = _OWNED.match(unknown[0]) if len(unknown) == 1 else None
+        thing = self.book.matches(noun[1])[0].of("thing") if noun else None
+        if thing is None:
+            return False
+        self.absent.append(INDEX[thing.value])
+        self.waiting.unknown, self.after_absent = [], "bare"
+        return True
 
     def deny_next(self, text: str) -> None:
         """The next noun must not be there."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-from gems.languages import fold
-from gems.models.open.phrasebook import Match, Meaning
-from gems.models.open.things import THINGS
+from gems.languages import fold, pieces_of
+from gems.models.open.phrasebook import Match, Meaning, listed_plurals
+from gems.models.open.things import INDEX, THINGS
 from gems.models.open.wish_bonds import CONTAINERS
 from gems.models.open.wish_scenery import Scenery
 
@@ -24,6 +25,12 @@ class Nouns(Scenery):
         return (
             self.book.language in _ROMANCE and meaning.value in ("old man", "old woman", "elderly person") and is_beside
         ) or self._is_round(meaning)
+
+    def is_old_somebody(self, meaning: Meaning) -> bool:
+        """Whether an Italian word for "old" names a man or woman: "un vecchio con un cappello"."""
+        is_word = self.book.language == "it" and meaning.value in ("old man", "old woman")
+        is_before_noun = self.noun_follows() or any(not m.meanings or m.of("thing") for m in self.next_matches()[:1])
+        return is_word and not (is_before_noun or self.noun_precedes() or self.is_word(1, "and", "ignore"))
 
     def _is_round(self, meaning: Meaning) -> bool:
         """Whether the French word for a circle is about the noun before it: "un tapis rond"."""
@@ -82,6 +89,43 @@ class Nouns(Scenery):
             return False
         return THINGS[self.groups[last - 1].thing].kind == "clothing" and self.can_hold(last, last - 1)
 
+    def dress_last(self) -> None:
+        """Whoever is said to be "of" clothes wears them: "um velho de chapéu"."""
+        last = len(self.groups) - 1
+        is_worn = last > 0 and THINGS[self.groups[last].thing].kind == "clothing"
+        if is_worn and self.book.language in _ROMANCE and self.can_hold(last - 1, last):
+            self.relate("holding", last - 1, last)
+
+    def as_counted(self, meaning: Meaning, match: Match) -> Meaning:
+        """What a noun means with its number: a plural of pairs is one, and "two glasses" are no spectacles."""
+        number, is_pair = self.waiting.number, meaning.value.startswith("pair of") or meaning.value == "goggles"
+        is_one = number == "2" and _PAIR.search(self.number_text) is not None
+        if is_pair and is_one:
+            self.waiting.number = "1"
+        elif is_pair and number.isdecimal() and int(number) > 1 and fold(match.text) == "glasses":
+            return Meaning("thing", "glass of milk", is_plural=True, is_stand_in=True)
+        form = tuple(fold(piece.group()) for piece in pieces_of(match.text))
+        if not is_pair or form in listed_plurals(self.book.language).get(meaning.value, ()):
+            return meaning
+        if number == "some" and self.book.language in (*_ROMANCE, "en", "ru", "pl"):
+            self.waiting.number = "1"  # "unas tijeras"
+        return meaning._replace(is_plural=False)
+
+    def is_bunch(self, match: Match) -> bool:
+        """Whether the Dutch word for a forest means a bunch: "een bos gele tulpen"."""
+        noun = next((t for m in self.next_matches() if (t := m.of("thing")) and not m.of("look")), None)
+        is_bos = self.book.language == "nl" and fold(match.text) == "bos" and self.group_follows_soon()
+        return is_bos and noun is not None and THINGS[INDEX[noun.value]].kind in ("plant", "food")
+
+    def is_green(self, match: Match) -> bool:
+        """Whether the Japanese word for blue means green: 青りんご, 青い信号."""
+        following = next(iter(self.next_matches()), None)
+        noun = following.of("thing") if following else None
+        if self.book.language != "ja" or match.text[:1] != "青" or noun is None:
+            return False
+        is_compound = match.text == "青" and THINGS[INDEX[noun.value]].kind == "food"
+        return is_compound or noun.value in _GREEN
+
     def is_modifier(self, match: Match) -> bool:
         """Whether a noun only says what kind of thing the next noun is: "toy cars"."""
         following = next(iter(self.next_matches()), None)
@@ -94,6 +138,8 @@ class Nouns(Scenery):
         )
 
 
+_GREEN: Final = ("apple", "banana", "tomato", "plum", "traffic light", "horizontal traffic light", "autumn leaf")
+_PAIR: Final = re.compile(r"\b(?:pair|par|paire|paio|para|pare|пара|пару)\b")
 _ROMANCE: Final = ("es", "pt", "it", "fr")
 _OF: Final = {"en": "of", "de": "", "nl": "", "pl": "", "ru": ""}
 """The "of" of what a vessel is full of; languages with an empty one say the noun alone."""

@@ -22,7 +22,7 @@ from gems.models.open.wish_bonds import CONTAINERS, PLACING, SUPPORTS, quantity
 from gems.models.open.wish_negations import negated_text
 from gems.models.open.wish_nouns import Nouns
 from gems.models.open.wish_scenery import ABOVE
-from gems.models.open.wish_sketch import HINT, Neighbour, Reading, in_short
+from gems.models.open.wish_sketch import HINT, Neighbour, Reading, Waiting, in_short
 
 __all__ = ["Reading", "language_of_prompt", "read"]
 
@@ -119,16 +119,22 @@ class _Reader(Nouns):
         if look and thing:
             if self.book.language == "ko" and not match.is_exact:
                 return thing  # 나무에 is "on a tree", 나무 의자 a wooden chair
-            if self.follows_of() and not self.noun_follows():
+            if self.follows_of() and not self.noun_follows() and not thing.is_stand_in:
                 return thing  # "un bouquet de roses"
             return look if self.noun_follows() or (self.noun_precedes() and self.book.adjectives != "before") else thing
         place, relation = match.of("place"), match.of("relation")
         if place and relation:
             return relation if self.group_follows() else place
         background = match.of("background")
+        if background and self.is_bunch(match):
+            return Meaning("number", "some")
         if background and thing:
             return thing if self.waiting.number not in ("", "1") or self.noun_precedes() else background
         number, word = match.of("number"), match.of("word")
+        if thing and word and word.value == "flies":
+            return word if self.says_flying(match) else thing
+        if thing and word and self.is_old_somebody(thing):
+            return thing
         if number and thing:
             return number if self.group_follows_soon() else thing
         if number and word:
@@ -138,6 +144,8 @@ class _Reader(Nouns):
     # --- what each kind of meaning does
 
     def take_number(self, meaning: Meaning, match: Match) -> None:
+        if self.waiting.number.isdecimal() and self.waiting.look and meaning.value.isdecimal():
+            self.end_phrase()  # 一黑一白, "one black one white"
         if self.waiting.unknown:  # else adjectives wait: Turkish says "small brown a dog"
             self.end_phrase()
         if meaning.value == UNCOUNTABLE or (self.bound and meaning.value.isdecimal()):
@@ -169,7 +177,7 @@ class _Reader(Nouns):
     def take_look(self, meaning: Meaning, match: Match) -> None:
         if self.is_about_nothing(match) or self.is_about_undrawn(match):
             return
-        look = LOOK_NAMES.index(meaning.value)
+        look = LOOK_NAMES.index("green" if self.is_green(match) else meaning.value)
         if self._belongs_to_last() and not self.groups[-1].look:
             self.groups[-1].look = look
         else:
@@ -208,6 +216,8 @@ class _Reader(Nouns):
     def take_relation(self, meaning: Meaning, match: Match) -> None:
         if self.negation and meaning.value == "holding" and self.group_follows():
             return  # "not wearing a hat" is "no hat"
+        if self.after_absent and meaning.value == "holding" and not self.group_follows():
+            return  # "das keine Fenster hat"
         if meaning.is_told:
             self.left_out.append(match.text)
         self.told_relation = match.text if meaning.is_told else ""
@@ -232,7 +242,8 @@ class _Reader(Nouns):
         self.relation_text = match.text
         if self.book.relations == "after" and not _stands_between(match, self.book):
             b = len(self.groups) - 1
-            is_apart = self.is_apart and meaning.value != "playing with"  # "a boy and a dog play"
+            is_one = meaning.value == "playing with" or self.is_said_to_be_at()  # "a boy and a dog play"
+            is_apart = self.is_apart and not is_one
             free = b > 0 and not is_apart and not any(r.a == b - 1 for r in self.relations)
             if free:
                 self.relate(meaning.value, b - 1, b)
@@ -255,10 +266,15 @@ class _Reader(Nouns):
                 self.absent.append(INDEX["person"])
             case "and" | "or" | "with":
                 self.take_joint(meaning.value, match)
+            case "flies":
+                self.take_flying(match)
             case "bound":
                 self.bound = match.text
             case "left out" | "unit":
                 self.left_out.append(match.text)
+            case "ignore" if match.text == "に" and self.waiting.unknown and not self.waiting.is_empty:
+                self.missing.append(" ".join(self.waiting.unknown))  # 木の枝に is on no tree
+                self.waiting = Waiting()
             case "ignore" if meaning.is_told:
                 self.left_out.append(match.text)
             case "says" if self.negation:
@@ -266,13 +282,8 @@ class _Reader(Nouns):
                 self.negation = ""
 
     def take_thing(self, meaning: Meaning, match: Match) -> None:
+        meaning = self.as_counted(meaning, match)
         thing = INDEX[meaning.value]
-        if (
-            self.waiting.number == "2"
-            and self.number_text.startswith(("a pair", "pair"))
-            and "pair of" in meaning.value
-        ):
-            self.waiting.number = "1"
         if self.is_modifier(match) or self.is_adjective(meaning) or self.is_ingredient(thing):
             self.left_out.append(match.text)
             return
@@ -300,6 +311,8 @@ class _Reader(Nouns):
         self.add(thing, plural=meaning.is_plural and not is_genitive, word=match.text)
         if is_of and self.relation is None and self.is_filled(len(self.groups) - 2, len(self.groups) - 1):
             self.relate("in", len(self.groups) - 2, len(self.groups) - 1)
+        elif is_of and self.relation is None:
+            self.dress_last()
         if self.wears_last_but_one():
             self.relate("holding", len(self.groups) - 1, len(self.groups) - 2)
         if is_asked and self.relation is None and self._is_locative(match):

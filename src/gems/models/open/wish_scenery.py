@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from gems.models.open.phrasebook import Match, Meaning
-from gems.models.open.things import LOOK_NAMES
+from gems.models.open.things import LOOK_NAMES, THINGS
 from gems.models.open.wish_negations import Negations
 from gems.models.open.wish_sketch import Waiting
 
@@ -23,6 +24,8 @@ class Scenery(Negations):
         if self.waiting.unknown and is_told_apart:
             self.end_phrase()  # "five waterfalls in a meadow", "a cat on a roof at night"
         self._set_scene(meaning, match)
+        if self.leading in ABOVE and not self.groups:
+            self.waiting.place = self.waiting.place or "top"  # "over the city flies an airplane"
         self.end_at_undrawn()
         self.relation, self.waiting, self.leading = None, Waiting(place=self.waiting.place), ""
 
@@ -42,6 +45,29 @@ class Scenery(Negations):
         else:
             self.left_out.append(match.text)
 
+    def take_flying(self, match: Match) -> None:
+        """Read a verb of flying: what is said to be above something flies over it, and over a background at the top."""
+        self.end_phrase()
+        last = len(self.groups) - 1
+        over = next((k for k, r in enumerate(self.relations) if r.name in _UPON and last in (r.a, r.b)), None)
+        if self.leading in _UPON:
+            self.leading = "flying over"
+        elif self.background and last < 0:
+            self.waiting.place = self.waiting.place or "top"
+        elif self.background and self.book.relations == "after" and over is None:
+            self.groups[last].place = self.groups[last].place or "top"
+        elif over is not None:
+            self.relations[over] = replace(self.relations[over], name="flying over")
+        elif last < 0 or not (self.groups[last].place == "top" or self.background == "sky"):
+            self.left_out.append(match.text)
+
+    def says_flying(self, match: Match) -> bool:
+        """Whether a noun such as "flies" is a verb here: "above the city flies an airplane"."""
+        word = match.of("word")
+        is_verb = word is not None and word.value == "flies"
+        is_after_place = not self.groups and bool(self.leading or self.background)
+        return is_verb and is_after_place and self.waiting.is_empty and self.group_follows()
+
     def _begins_anew(self, meaning: Meaning) -> bool:
         """Whether no unknown adjective of a background stands before it, and an unknown word there is a noun."""
         return meaning.value in ("night", "sunset") or self.book.adjectives == "after"
@@ -58,8 +84,16 @@ class Scenery(Negations):
         elif meaning.is_told:
             self.stand_ins.append((match.text, meaning.value))
         self.background = self.background or meaning.value
-        if self.relation and self.relation[0] in ABOVE and self.relation[1] >= 0:
-            self.groups[self.relation[1]].place = self.groups[self.relation[1]].place or "top"
+        if self.relation and self.relation[1] >= 0:
+            group = self.groups[self.relation[1]]
+            if self.relation[0] in ABOVE or self._is_over(group.thing):
+                group.place = group.place or "top"
+
+    def _is_over(self, thing: int) -> bool:
+        """Whether the Spanish "sobre" is said of what flies: "un avión sobre la ciudad"."""
+        is_on = self.relation_text.lower() == "sobre" and THINGS[thing].home == "air"
+        return is_on and (THINGS[thing].kind == "vehicle" or self.background in ("city", "sea", "forest"))
 
 
 ABOVE: Final = ("flying over", "above")
+_UPON: Final = ("above", "on")

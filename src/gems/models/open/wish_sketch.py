@@ -153,6 +153,7 @@ class Sketch(Bonds):
             self.left_out.append(self.leading_text)
         self._write()
         self.join_mentions()
+        self._bare_trees()
         absent = tuple(dict.fromkeys(self.absent))
         for name, part in ((THINGS[g.thing].name, part) for g in self.groups for part in absent):
             if has_part(name, part):
@@ -314,6 +315,14 @@ class Sketch(Bonds):
 
     # --- the end
 
+    def _bare_trees(self) -> None:
+        """A tree that must have no leaves is a bare tree, which has a drawing of its own."""
+        trees = [group for group in self.groups if THINGS[group.thing].name == "tree"]
+        if trees and any(THINGS[part].name in _LEAVES for part in self.absent):
+            self.absent = [part for part in self.absent if THINGS[part].name not in _LEAVES]
+            for group in trees:
+                group.thing = INDEX["bare tree"]
+
     def _write(self) -> None:
         """Put the quoted text on what carries it: the last thing before it that can, or a sign of its own."""
         if not self.texts:
@@ -371,4 +380,5 @@ def _is_participle(word: str) -> bool:
     return word.endswith(("ing", "ed", "ly"))
 
 
+_LEAVES: Final = ("autumn leaf", "green leaf")
 _WRITABLE: Final = ("thing", "clothing", "building", "food", "vehicle", "furniture")

@@ -16,6 +16,9 @@ from gems.models.open.wish_reading import read
 
 _THREE_IN_A_BASKET = "a pear, a lemon, an egg in a basket, the pear in the basket, the lemon in the basket"
 
+WORN = "left out: wearing (drawn as holding)"
+"""What is told of all clothes that somebody has, whatever the word for it."""
+
 
 @pytest.mark.parametrize(
     ("prompt", "meaning"),
@@ -72,7 +75,7 @@ _THREE_IN_A_BASKET = "a pear, a lemon, an egg in a basket, the pear in the baske
 )
 def test_what_people_write(prompt: str, meaning: str) -> None:
     reading = read(prompt)
-    assert (terse(reading.wish), reading.notes) == (meaning, ())
+    assert (terse(reading.wish), [note for note in reading.notes if note != WORN]) == (meaning, [])
 
 
 def test_what_is_drawn_as_something_else_or_not_at_all_is_told() -> None:
@@ -170,6 +173,13 @@ def test_a_question_about_a_place_that_is_drawn_as_another_is_none_that_the_open
         ("a chef cooking soup", "a chef holding a bowl of soup", "cooking (drawn as holding)"),
         ("a man wearing a cap", "a man holding a cap", "wearing (drawn as holding)"),
         ("a man in a blue coat", "a man holding a blue coat", "wearing (drawn as holding)"),
+        ("a man with a hat", "a man holding a sun hat", "wearing (drawn as holding)"),
+        ("ein Mann mit grünem Hut", "a man holding a green sun hat", "wearing (drawn as holding)"),
+        ("una donna con un cappello", "a woman holding a sun hat", "wearing (drawn as holding)"),
+        ("şapkalı bir adam", "a sun hat, a man, the man holding the sun hat", "wearing (drawn as holding)"),
+        ("um velho de chapéu marrom", "an old man holding a brown sun hat", "wearing (drawn as holding)"),
+        ("five birds on a fence", "five birds above a fence", "on (drawn as above)"),
+        ("twelve colourful balloons", "twelve balloons", "colourful"),
         ("ein Mädchen in einem roten Kleid", "a girl holding a red dress", "wearing (drawn as holding)"),
         ("a dog chasing", "a dog", "chasing"),
         ("a cat sleeping on a couch", "a cat on a couch", "sleeping on (drawn as on)"),
@@ -240,7 +250,7 @@ def test_a_relation_that_cannot_be_drawn_is_told(prompt: str, meaning: str, left
 )
 def test_what_things_are_with_and_how_many_they_are_is_kept(prompt: str, meaning: str) -> None:
     reading = read(prompt)
-    assert (terse(reading.wish), reading.notes) == (meaning, ())
+    assert (terse(reading.wish), [note for note in reading.notes if note != WORN]) == (meaning, [])
 
 
 @pytest.mark.parametrize(
@@ -306,7 +316,7 @@ def test_words_that_mean_nothing_to_the_models_are_told_as_they_were_written(
 )
 def test_words_are_about_the_noun_that_their_language_means(prompt: str, meaning: str) -> None:
     reading = read(prompt)
-    assert (terse(reading.wish), reading.notes) == (meaning, ())
+    assert (terse(reading.wish), [note for note in reading.notes if note != WORN]) == (meaning, [])
 
 
 def test_an_unknown_word_of_a_language_without_spaces_is_quoted_as_it_was_written() -> None:
