@@ -258,14 +258,20 @@ def _is_negated_at(text: Reading, index: int) -> bool:
 def misplaced(prompt: Reading, text: Reading) -> list[int]:
     """Indexes of numbers and colours of the prompt that the text gives to another thing, or of which it has another.
 
-    In "a red cube and two balls", red is about the cube, and two about the balls. Only for English texts.
+    In "a red cube and two balls", red is about the cube, and two about the balls. In "two birds, one red and one blue" the
+    two are shared out, and a text may have one of each. Only for English texts.
     """
     if prompt.language.name != "en" or text.language.name != "en":
         return []
     pairs = {i: (prompt.words[i], prompt.words[noun]) for i, noun in _pairs(prompt)}
     described = cache(partial(_described, text))
     verdicts = {pair: _has_another(prompt.language, *pair, text, described) for pair in set(pairs.values())}
-    return [i for i, pair in pairs.items() if verdicts[pair]]
+    shared_out = sum(n.value for n in prompt.numbers if n.position not in pairs and not n.is_measure)
+    return [
+        i
+        for i, pair in pairs.items()
+        if verdicts[pair] and not (shared_out and prompt.language.number(prompt.words[i]) == shared_out)
+    ]
 
 
 def _pairs(reading: Reading) -> list[tuple[int, int]]:
