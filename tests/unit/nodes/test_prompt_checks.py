@@ -264,3 +264,16 @@ def test_there_is_no_rewrite_without_a_budget() -> None:
     prompt, model = drawable("a zeppelin", GOOD_DRAFT, PickyGenerator("zeppelin"), chat_calls=1)
     assert prompt == ""
     assert model.calls == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "draft", "lost"),
+    [
+        ("two birds in the sky, one red and one blue", "one red bird; one blue bird; in the sky", []),
+        ("three cats, two black and one white", "two black cats; one white cat", []),
+        ("two birds in the sky, one red", "one red bird; in the sky", ["two"]),
+        ("two birds and one red dog", "one bird; one red dog", ["two"]),
+    ],
+)
+def test_a_number_that_is_shared_out_by_colour_is_not_lost(prompt: str, draft: str, lost: list[str]) -> None:
+    assert lost_words(prompt, draft, [Part(words=prompt, phrase=draft)]) == lost
