@@ -258,8 +258,8 @@ def _is_negated_at(text: Reading, index: int) -> bool:
 def misplaced(prompt: Reading, text: Reading) -> list[int]:
     """Indexes of numbers and colours of the prompt that the text gives to another thing, or of which it has another.
 
-    In "a red cube and two balls", red is about the cube, and two about the balls. In "two birds, one red and one blue" the
-    two are shared out, and a text may have one of each. Only for English texts.
+    In "a red cube and two balls", red is about the cube, and two about the balls. In "two birds, one red and one blue"
+    the two are shared out, and a text may have one of each. Only for English texts.
     """
     if prompt.language.name != "en" or text.language.name != "en":
         return []

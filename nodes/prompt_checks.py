@@ -46,6 +46,7 @@ __all__ = [
     "form_for",
     "in_front",
     "lost_words",
+    "names_absences",
     "unreadable",
     "with_prompt",
     "without_prompt",
@@ -208,10 +209,17 @@ def with_prompt(prompt: str, draft: str, generator: ImageGenerator, parts: Seque
 
 def in_front(prompt: str, draft: str, generator: ImageGenerator) -> str:
     """The draft with the prompt in front of it, if the image model reads both, and in the same language."""
+    if names_absences(prompt, generator):
+        return draft
     whole = f"{prompt.rstrip(' .')}: {draft}"
     is_read = not objection_to(generator, whole) and not excess_of(generator, whole)
     is_one_language = same_language(read(prompt), read(draft))
     return whole if is_read and is_one_language and len(whole) <= _LONGEST_DRAFT else draft
+
+
+def names_absences(prompt: str, generator: ImageGenerator) -> bool:
+    """Whether a prompt names what must not be there, to an image model whose guide says that it draws what it reads."""
+    return bool(guide_of(generator)) and bool(read(prompt).negated)
 
 
 WORDS_LOST: Final = (

@@ -22,7 +22,7 @@ from gems.models.lenient import Note, choice_of, field_name
 from gems.nodes.ask import ask, image_block
 from gems.nodes.memory_prompt import memory_text
 from gems.nodes.meter import metered
-from gems.nodes.prompt_checks import PART_LIMIT, PARTS, SHORT, Parts, drawable_prompt, form_for
+from gems.nodes.prompt_checks import PART_LIMIT, PARTS, SHORT, Parts, drawable_prompt, form_for, names_absences
 from gems.nodes.prompt_forms import DraftForm, Prompt, labelled_text, prompt_in
 from gems.nodes.proposing import announce, with_others
 from gems.nodes.resources import Node, Resources
@@ -217,7 +217,8 @@ def _next_draft(
         return new_draft or previous, strategy
     # A weak model announces other words and hands in the same: the user's prompt is different, if it was not drawn yet.
     prompt, drafts = state["prompt"], {attempt.prompt for attempt in state["attempts"]}
-    if strategy != "reseed" and prompt not in drafts and not state["refused"] and not objection_to(generator, prompt):
+    is_new = prompt not in drafts and not state["refused"] and not names_absences(prompt, generator)
+    if strategy != "reseed" and is_new and not objection_to(generator, prompt):
         return prompt, "restart"
     return previous, "reseed"
 

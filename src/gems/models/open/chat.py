@@ -25,6 +25,7 @@ from gems.models.open.draft_wording import (
     place_phrase,
     terse,
 )
+from gems.models.open.drawn_parts import has_scenery
 from gems.models.open.neighbours import nearest_thing
 from gems.models.open.questions import Question, Who, parse_question, questions_of
 from gems.models.open.stage import Scene, layout, place_of, strangeness
@@ -96,7 +97,7 @@ class OpenChatModel(PocketChatModel):
         items: list[dict[str, Any]] = [
             {"question": text, "kind": _kind_of(question)} for text, question in questions_of(reading.wish)
         ]
-        return {"requirements": [*items, *_undrawn(reading)]}
+        return {"requirements": [*items, *_undrawn(reading, prompt)]}
 
     def _metadata(self, tags: Tags, forms: Collection[str]) -> dict[str, Any]:
         if "Requirements" in forms:
@@ -106,13 +107,17 @@ class OpenChatModel(PocketChatModel):
         if "Refinement" not in forms or not failed_questions:
             return {}
         reading = _read(tags.prompt)
-        undrawn = {item["question"]: item["words"] for item in _undrawn(reading)}
+        undrawn = {item["question"]: item["words"] for item in _undrawn(reading, tags.prompt)}
         if not failed_questions <= undrawn.keys():
             return {}
-        words = [words for question, words in undrawn.items() if question in failed_questions]
-        more = f" (they draw one background, and it is {reading.drawn_scene})" if {*words} & {*reading.scenes} else ""
-        cannot = f"the open models cannot draw {', '.join(map(repr, words))}{more}"
-        return {UNMENDABLE: [f"all else is right, and no other prompt helps: {cannot}"]}
+        failed_words = [words for question, words in undrawn.items() if question in failed_questions]
+        undrawable = [words for words in failed_words if words != tags.prompt]
+        more = (
+            f" (they draw one background, and it is {reading.drawn_scene})" if {*undrawable} & {*reading.scenes} else ""
+        )
+        reasons = [f"the open models cannot draw {', '.join(map(repr, undrawable))}{more}"] if undrawable else []
+        reasons += reading.denials if tags.prompt in failed_words else ()
+        return {UNMENDABLE: [f"all else is right, and no other prompt helps: {'; '.join(reasons)}"]}
 
     def _verify(self, questions: str, images: Sequence[Image.Image]) -> dict[str, Any]:
         if not images:
@@ -154,10 +159,10 @@ def _read(prompt: str) -> Reading:
     return read(prompt, nearest_thing)
 
 
-def _undrawn(reading: Reading) -> list[dict[str, Any]]:
+def _undrawn(reading: Reading, prompt: str) -> list[dict[str, Any]]:
     """The requirements of what is drawn as something else, or not at all: they can never pass.
 
-    The words may be of any form and language.
+    The words may be of any form and language. What is denied and cannot be seen is asked for with the whole prompt.
     """
     names = dict(reading.stand_ins) | dict.fromkeys(reading.missing, "")
     return [
@@ -170,8 +175,9 @@ def _undrawn(reading: Reading) -> list[dict[str, Any]]:
             for word, name in names.items()
         ),
         *(
-            {"question": f'Does the image really keep to "{words}"?', "kind": "other", "words": words}
-            for words in reading.denials
+            [{"question": f'Does the image really keep to "{prompt}"?', "kind": "other", "words": prompt}]
+            if reading.denials
+            else []
         ),
     ]
 
@@ -191,7 +197,10 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
     What must not be there is not named, as the generator draws what it reads, and a background is always. To name a
     place or an arrangement, the model imagines a scene that fits the wish and describes it.
     """
-    wish = replace(wish, background=wish.background or _setting(wish), absent=())
+    background = wish.background or _setting(wish)
+    if not wish.background and any(has_scenery(background, thing) for thing in wish.absent):
+        background = "plain"
+    wish = replace(wish, background=background, absent=())
     if not elements or "plain" in elements or not wish.groups:
         return terse(wish)
     score = _room if "room" in elements else _naturalness

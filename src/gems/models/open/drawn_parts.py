@@ -1,4 +1,4 @@
-"""Parts that a thing's drawing always has, so that no wish can leave them out."""
+"""Parts that the drawing of a thing or a background always has, so that no wish can leave them out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from gems.models.open.things import INDEX, THINGS
 
-__all__ = ["has_part"]
+__all__ = ["has_part", "has_scenery"]
 
 _HAT: Final = ("sun hat",)  # what "hat" is read as
 _PARTS: Final[dict[str, tuple[str, ...]]] = {
@@ -149,3 +149,24 @@ _BY_PART: Final[dict[str, tuple[str, ...]]] = {
 def has_part(name: str, part: int) -> bool:
     """Whether the drawing of a thing always shows another."""
     return name in _BY_PART.get(THINGS[part].name, ()) or any(INDEX[own] == part for own in _PARTS.get(name, ()))
+
+
+_IN_SCENERY: Final[dict[str, tuple[str, ...]]] = {
+    "meadow": ("cloud", "sun", "tree", "mountain"),
+    "sea": ("cloud", "sun", "mountain"),
+    "forest": ("tree", "pine tree", "sun"),
+    "desert": ("sun", "mountain"),
+    "snow": ("tree", "pine tree", "snowflake", "mountain"),
+    "city": ("cloud", "office building"),
+    "space": ("star",),
+    "night": ("star", "full moon", "tree", "pine tree"),
+    "sunset": ("cloud", "sun", "mountain"),
+    "room": ("window", "cloud", "rug"),
+    "sky": ("cloud", "sun"),
+}
+"""By a background, what is painted in it."""
+
+
+def has_scenery(background: str, thing: int) -> bool:
+    """Whether a background always shows a thing, or what looks like one."""
+    return THINGS[thing].name in _IN_SCENERY.get(background, ())

@@ -129,7 +129,9 @@ class _Reader(Nouns):
         if background and self.is_bunch(match):
             return Meaning("number", "some")
         if background and thing:
-            return thing if self.waiting.number not in ("", "1") or self.noun_precedes() else background
+            return (
+                thing if self.negation or self.waiting.number not in ("", "1") or self.noun_precedes() else background
+            )
         number, word = match.of("number"), match.of("word")
         if thing and word and word.value == "flies":
             return word if self.says_flying(match) else thing

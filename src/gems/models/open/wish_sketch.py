@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from gems.errors import InputError
 from gems.models.open.draft_wording import SCENERY_NAMES, noun_of
-from gems.models.open.drawn_parts import has_part
+from gems.models.open.drawn_parts import has_part, has_scenery
 from gems.models.open.phrasebook import Phrasebook
 from gems.models.open.slots import writable
 from gems.models.open.stage import CARRIERS, MAX_THINGS
@@ -158,6 +158,9 @@ class Sketch(Bonds):
         for name, part in ((THINGS[g.thing].name, part) for g in self.groups for part in absent):
             if has_part(name, part):
                 self.leave_denial(f"{noun_of(part, 2)} stay: every drawing of {_a(name)} has such a part")
+        for part in absent:
+            if has_scenery(self.background, part):
+                self.leave_denial(f"{noun_of(part, 2)} stay: they are painted in {_a(self.background)}")
         wish = Wish(tuple(g.group() for g in self.groups), tuple(self.relations), self.background, absent)
         _check(wish, self.left_out, self.book)
         missing, scenes, left_out, denials = (
