@@ -171,6 +171,63 @@ def test_odd_parts_of_an_index_are_none(folder: Path, tmp_path: Path, part: Any)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [["{}.code", "DDIMScheduler"], ["{}.code", "no such class"], ["{}.code", ""], ["code", "DDIMScheduler"], "zz"],
+    ids=["class", "no class", "empty", "beside", "letters"],
+)
+@pytest.mark.parametrize("is_file", [True, False], ids=["file", "folder"])
+def test_a_part_of_another_module_needs_trust(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_file: bool, part: Any
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / f"weights_{is_file}"))
+    code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nfrom diffusers import DDIMScheduler\n"
+    for file in (copy / "code.py", copy / "scheduler" / "code.py", tmp_path / "z.py"):
+        file.write_text(code, encoding="utf-8")
+    edit_index(copy, scheduler=[part[0].format(copy.name), part[1]] if isinstance(part, list) else part)
+    monkeypatch.syspath_prepend(tmp_path)
+    backend = generator(checkpoint, config=str(copy)) if is_file else generator(copy)
+    for asked in (backend.check, backend.load, lambda: backend.generate(REQUEST)):
+        with pytest.raises(InputError, match=r"its scheduler is of the module .* set trust_remote_code"):
+            asked()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("is_file", [True, False], ids=["file", "folder"])
+def test_a_part_of_another_module_that_is_trusted_is_loaded(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_file: bool
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / f"trusted_{is_file}"))
+    name = "trusted.code" if is_file else "code"
+    for file in (tmp_path / "trusted" / "code.py", copy / "scheduler" / "code.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("import diffusers\n\n\nclass Own(diffusers.DDIMScheduler):\n    pass\n", encoding="utf-8")
+    edit_index(copy, scheduler=[name, "Own"])
+    monkeypatch.syspath_prepend(tmp_path)
+    backend = (
+        generator(checkpoint, config=str(copy), trust_remote_code=True)
+        if is_file
+        else generator(copy, trust_remote_code=True)
+    )
+    with backend.replicas.borrow() as replica:
+        assert type(replica.pipeline.scheduler).__name__ == "Own"
+
+
+def test_the_safety_checker_is_of_diffusers(folder: Path, checkpoint: Path, bare: Path) -> None:
+    edit_index(bare, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    assert drawn(checkpoint, config=str(bare)) == drawn(folder)
+
+
+def test_kernels_that_a_part_of_a_pipeline_names_need_trust(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "sd"))
+    edit_index(copy, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    (copy / "safety_checker").mkdir(exist_ok=True)
+    config = {"model_type": "clip", "attn_implementation": "org/kernel@main"}
+    (copy / "safety_checker" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="names 'org/kernel@main', whose code would be downloaded and run"):
+        generator(copy).load()
+
+
 def test_a_configuration_is_for_files_alone(folder: Path) -> None:
     with pytest.raises(InputError, match=r"config: .* is no single file"):
         generator(folder, config=str(folder)).load()

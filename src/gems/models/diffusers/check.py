@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from gems.errors import BackendError
 from gems.models.devices import free_memory, pick_devices
+from gems.models.diffusers.foreign_code import refuse_foreign_code
 from gems.models.diffusers.loading import check_packages, number_type
 from gems.models.diffusers.part_sizes import cached_folder, weights_size
 from gems.models.diffusers.source import PipelineSource
@@ -38,6 +39,8 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
     """
     kind = source.pipeline_class
     check_packages(options)
+    if not source.trust_remote_code:
+        refuse_foreign_code(source.layout)
     _check_components(source.layout)
     devices = pick_devices(options.device)
     dtype = number_type(source, options, devices[0])
