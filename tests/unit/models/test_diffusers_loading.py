@@ -145,6 +145,61 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str, words: s
     assert "\n" not in str(caught.value)
 
 
+def header(shape: Any, end: int = 64, **fields: Any) -> bytes:
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    return json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, end], **fields}}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *map(header, ("abc", ["a"], [1.5], [True], None, 4, {}, [-4, 4], [10**30], [10**30, 10**30], [[4], [4]])),
+        *map(header, ([3, 3], [2**40, 2**40])),
+        header([4, 4], dtype="X"),
+        header([4, 4], dtype=None),
+        header([8, 8], end=256),
+        *(b'{"a":' + b"[" * 200_000, b"[" * 200_000, b"[1]", b"\xff\xfe{}", b""),
+        b'{"a": {"shape": [' + b"9" * 5000 + b"]}}",
+        b"{}",
+    ],
+    ids=lambda content: content[:110].decode("latin-1")[45:],
+)
+def test_an_odd_header_of_weights_is_told_in_one_line(folder: Path, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "odd.safetensors"
+    file.write_bytes(len(content).to_bytes(8, "little") + content + bytes(64))
+    unet = Path(shutil.copytree(folder, tmp_path / "sd")) / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(file, unet)
+    alone, configured, within = generator(file), generator(file, config=str(folder)), generator(unet.parents[1])
+    for asked in (alone.check, alone.load, configured.check, configured.load, within.check):
+        with pytest.raises(
+            BackendError, match="safetensors is no safetensors file, or it is damaged: download"
+        ) as caught:
+            asked()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_download_that_was_cut_off_is_told_with_its_file(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "sd"))
+    for whole, backend in (
+        (
+            shutil.copy(checkpoint, tmp_path / "cut.safetensors"),
+            generator(tmp_path / "cut.safetensors", config=str(copy)),
+        ),
+        (copy / "vae" / "diffusion_pytorch_model.safetensors", generator(copy)),
+    ):
+        Path(whole).write_bytes(Path(whole).read_bytes()[:-100])
+        with pytest.raises(BackendError, match=f"{whole} is no safetensors file, or it is damaged: download it again"):
+            backend.check()
+
+
+@pytest.mark.parametrize("shape", [[2**63, 0], [0, 2**64 - 1]])
+def test_shapes_that_no_model_has_say_nothing_of_the_pipeline(tmp_path: Path, shape: list[int]) -> None:
+    content = header(shape, end=0)
+    (tmp_path / "odd.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    with pytest.raises(InputError, match="does not say which pipeline it is for"):
+        generator(tmp_path / "odd.safetensors").check()
+
+
 @pytest.mark.parametrize(
     "index",
     [
