@@ -239,6 +239,23 @@ def test_a_page_in_place_of_an_image_is_called_one(page: bytes, kind: str) -> No
     assert "a page, such as one to log in" in str(result)
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"Client sent an HTTP request to an HTTPS server.\n", "text/plain"),
+        (b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>", "text/html"),
+    ],
+)
+def test_a_server_that_speaks_tls_alone_is_told_with_the_right_scheme(body: bytes, kind: str) -> None:
+    with answering((400, body, kind)) as server:
+        assert "begin its address with https://" in str(draw(server.plain()))
+        server.address = server.address.replace("http:", "https:")
+        result = draw(server.plain())
+    assert "no TLS is spoken there: begin its address, or that of the proxy, with http://" in str(result)
+    assert isinstance(result, BackendError)
+    assert not result.retryable
+
+
 def test_chat_servers_speak_of_money_in_the_same_way() -> None:
     spent = {"message": "Insufficient balance", "code": "rate_limit_exceeded"}
     assert not server_error("x", spent, was_understood=False).retryable
