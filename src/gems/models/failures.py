@@ -192,8 +192,9 @@ def is_passing(error: BaseException) -> bool:
 
 def _advice_on_connections(error: BaseException) -> str:
     """What to do about a connection that no other try would make either; else empty."""
+    is_sent = may_be_charged(error)
     for cause in causes_of(error):
-        if advice := advice_on_certificates(str(cause)) or advice_on_proxies(cause):
+        if advice := advice_on_certificates(str(cause), is_sent=is_sent) or advice_on_proxies(cause):
             # Amazon's client does not heed the variable of all others.
             is_amazon_s = type(cause).__module__.startswith("botocore")
             return advice.replace("SSL_CERT_FILE", "AWS_CA_BUNDLE") if is_amazon_s else advice

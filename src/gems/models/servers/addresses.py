@@ -58,9 +58,14 @@ _THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  
 """Names that a server on this machine gives itself."""
 
 
-def advice_on_certificates(reason: str) -> str:
-    """What to do if a certificate is missing or wrong, or no TLS is spoken, which no other try mends; else empty."""
-    if _NO_TLS.search(reason):
+def advice_on_certificates(reason: str, *, is_sent: bool) -> str:
+    """What to do if a certificate is missing or wrong, or no TLS is spoken, which no other try mends; else empty.
+
+    Args:
+        reason: An error of a connection.
+        is_sent: Whether the request had been sent: then TLS was spoken, before something else was.
+    """
+    if _NO_TLS.search(reason) and not is_sent:
         return "; no TLS is spoken there: begin its address, or that of the proxy, with http://"
     return next((advice for pattern, advice in _CERTIFICATES.items() if re.search(pattern, reason)), "")
 

@@ -249,7 +249,7 @@ class ServerClient:
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({_words_of(error)})"
                 with charged():
                     raise BackendError(f"{self.title}: {fault}", retryable=False) from None
-            advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
+            advice = advice_on_certificates(str(error), is_sent=is_sent) or advice_on_proxies(error)
             if advice and not has_begun:
                 fault = f"{self.title}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
