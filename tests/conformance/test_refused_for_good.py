@@ -71,6 +71,7 @@ FOR_GOOD: Final = {
     "terms": (403, "This model requires you to accept the provider's terms first"),
     "retired": (400, "The model `llama-3.2-90b-vision-preview` has been decommissioned and is no longer supported."),
     "no provider": (400, "The requested model 'x/tool-use-7b' is not supported by any provider you have enabled."),
+    "name": (400, "x/m is not a valid model ID"),
     "plan": (400, "Your plan does not support this model"),
     "throughput": (400, "Invocation of model ID a.b-1 with on-demand throughput isn't supported."),
     "memory": (500, MEMORY),
@@ -88,6 +89,16 @@ def test_what_is_about_no_request_is_asked_once_for_each_question(
     assert len(handler.requests) == 2, "the decomposer's question and the planner's"
     assert output["usage"].lost_tokens == 0
     assert [handler.words in error for error in output["errors"]] == [True, True]
+
+
+def test_an_unknown_model_that_an_answer_tells_of_is_asked_in_no_other_way(
+    server: tuple[ThreadingHTTPServer, type[Refuses]], tmp_path: Path
+) -> None:
+    http, handler = server
+    handler.status, handler.words = 200, "x/m is not a valid model ID"
+    output = run("openai", http, tmp_path)
+    assert len(handler.requests) == 2, "the decomposer's question and the planner's"
+    assert all(handler.words in error for error in output["errors"])
 
 
 @pytest.mark.parametrize("package", ["openai", "ollama"])

@@ -307,18 +307,24 @@ def test_what_others_ask_with_the_same_package_is_left_alone(server: Server) -> 
         ChatAnthropic(model=name.partition(":")[2], **others).invoke([HumanMessage("a car")])
 
 
+def speak_tls(server: Server, name: str, folder: Path) -> Path:
+    """Let a server speak TLS, with a certificate of this name; its file."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", f"subjectAltName={name}", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.http.socket, server.scheme = context.wrap_socket(server.http.socket, server_side=True), "https"
+    return certificate
+
+
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
 @pytest.mark.parametrize("provider", NAMES)
 def test_a_certificate_is_checked_against_the_named_authority(
     server: Server, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.http.socket, server.scheme = context.wrap_socket(server.http.socket, server_side=True), "https"
+    certificate = speak_tls(server, "IP:127.0.0.1", tmp_path)
     server.answers(200, {"error": {"message": "model crashed"}})
     variable = "AWS_CA_BUNDLE" if provider == "bedrock" else "SSL_CERT_FILE"
     error = server.error(provider)
@@ -329,3 +335,41 @@ def test_a_certificate_is_checked_against_the_named_authority(
     monkeypatch.setenv(variable, str(certificate))
     server.timeout += 1  # models of the same options are shared
     assert "model crashed" in str(server.error(provider))
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+@pytest.mark.parametrize("provider", NAMES)
+def test_a_certificate_of_another_name_is_told_as_one(
+    server: Server, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = speak_tls(server, "DNS:models.test", tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE" if provider == "bedrock" else "SSL_CERT_FILE", str(certificate))
+    error = server.error(provider)
+    assert str(error).endswith("its certificate is of another name: write that name in the address")
+    assert not error.retryable
+    assert server.handler.requests == []
+
+
+@pytest.mark.parametrize("provider", NAMES)
+def test_a_wrong_scheme_is_told_with_the_right_one(server: Server, provider: str) -> None:
+    server.scheme = "https"
+    error = server.error(provider)
+    assert str(error).endswith("no TLS is spoken there: begin its address, or that of the proxy, with http://")
+    assert not error.retryable
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "advice"),
+    [
+        (400, "Client sent an HTTP request to an HTTPS server.", "begin its address with https://"),
+        (407, "Who are you?", "that is the proxy's answer: set HTTPS_PROXY"),
+    ],
+)
+@pytest.mark.parametrize("provider", NAMES)
+def test_what_stands_before_a_server_is_told_with_what_to_do(
+    server: Server, provider: str, status: int, says: str, advice: str
+) -> None:
+    server.answers(status, {"error": {"message": says}})
+    error = server.error(provider)
+    assert advice in str(error)
+    assert not error.retryable

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from chatting import ChatEndpoint
 from forked import environment
+from servers.scripted_images import answering, in_json
 
 HEAVY = ("torch", "diffusers", "transformers", "scipy", "langgraph", "langchain_core", "numpy")
 SCRIPT = f"""\
@@ -34,6 +35,18 @@ from gems.cli.main import app
 app()
 """
 """Ends when the first request is about to leave, and prints what was imported by then that no request needs."""
+
+SLOW_NUMPY = """\
+import sys, time
+class SlowNumpy:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy._core":
+            time.sleep(3)
+sys.meta_path.insert(0, SlowNumpy())
+from gems.cli.main import app
+app()
+"""
+"""A machine on which NumPy, half there, still is being imported while the chat server answers."""
 
 
 def imported_by(*arguments: object, home: Path) -> tuple[int, set[str], str]:
@@ -107,3 +120,22 @@ def test_pocket_models_and_the_memory_need_neither_diffusers_nor_transformers(tm
     assert code == 0, errors
     assert names.isdisjoint({"diffusers", "transformers", "scipy"})
     assert errors.startswith("loading the models\n"), "the first line does not wait for the models"
+
+
+@pytest.mark.slow
+def test_a_refusal_that_comes_while_numpy_is_imported_is_told_in_the_servers_words(tmp_path: Path) -> None:
+    refusal = {"error": {"message": "The model `any` does not exist", "code": "model_not_found"}}
+    with answering(in_json(refusal, 404)) as server:
+        options = ["--mllm=openai:any", f"--generator=http:{server.address}/draw", "--out", str(tmp_path / "out")]
+        options += [f"--chat-option=base_url={server.address}/v1", "--chat-option=api_key=sk-x"]
+        result = subprocess.run(  # not forked: imports are what is tested
+            [sys.executable, "-c", SLOW_NUMPY, "generate", "two red cars", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env=environment(tmp_path / "home"),
+        )
+    assert result.returncode == 3, result.stderr
+    assert "The model `any` does not exist" in result.stderr
+    assert "serializable" not in result.stderr

@@ -151,6 +151,30 @@ def test_a_yes_in_the_thought_of_an_unfinished_answer_is_none(
     assert not [verdict for attempt in out["attempts"] for verdict in attempt.verdicts if verdict.answer == "yes"]
 
 
+CLOSING = "\nThis is my final answer."
+
+
+@pytest.mark.parametrize("fence", ["{}", "```json\n{}\n```"])
+@pytest.mark.parametrize("before", ["Okay.\n", "Okay.\n</think>\n", 'Okay, {"requirements": [.\n</think>\n'])
+@pytest.mark.parametrize("place", ["text", "beside", "block"])
+def test_an_answer_that_ended_is_read_where_its_server_puts_it_into_the_thought(
+    place: str, before: str, fence: str, tmp_path: Path
+) -> None:
+    def answer(form: dict[str, Any]) -> AIMessage:
+        thought = before + fence.format(json.dumps(form)) + CLOSING
+        message = {
+            "text": AIMessage(f"<think>{thought}"),
+            "beside": AIMessage("", additional_kwargs={"reasoning_content": thought}),
+            "block": AIMessage([{"type": "reasoning", "reasoning": thought}]),
+        }[place]
+        return message.model_copy(update={"response_metadata": {"finish_reason": "stop"}})
+
+    verdicts = [{"id": f"r{i}", "answer": "yes", "confidence": 0.9, "reason": "seen"} for i in (1, 2, 3)]
+    out, asked, told = draw(tmp_path, [answer({"requirements": ITEMS})], verdicts=answer({"verdicts": verdicts}))
+    assert questions(out) == [item["question"] for item in ITEMS]
+    assert (out["outcome"], out["notes"], told, asked) == ("solved", [], [], 1)
+
+
 def test_a_call_that_was_cut_off_is_no_whole_list_where_its_server_closes_it(tmp_path: Path) -> None:
     call = tool_call(name="Requirements", args={"requirements": ITEMS[:1]}, id="a")
     cut = AIMessage("", tool_calls=[call], response_metadata={"stop_reason": "max_tokens"})

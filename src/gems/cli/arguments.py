@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, get_args, get_origin
 
 import typer
 
@@ -453,6 +453,8 @@ def make_context(options: Mapping[str, Any], table: Mapping[str, Setting] = SETT
 
 def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
     """One line about a value that cannot be used: the option, the value, and what is wrong with it."""
+    from gems.graph.context import ROLES
+
     location = [str(part) for part in fault["loc"] if part != "[key]"]
     path = next((p for n in range(len(location), 0, -1) if (p := ".".join(location[:n])) in option_of), "")
     option = option_of.get(path, f"--{'-'.join(location).replace('_', '-')}")
@@ -460,12 +462,15 @@ def _fault(fault: ErrorDetails, option_of: Mapping[str, str]) -> str:
     reason = reason[:1].lower() + reason[1:]
     if not path or path == ".".join(location):
         return f"{option} {fault['input']}: {reason}"
-    name = location[-1]  # of a NAME=VALUE
+    role = location[-2] + "." if location[-2] in ROLES else ""
+    name = f"{role}{location[-1]}"  # of a NAME=VALUE
+    if fault["loc"][-1] == "[key]":
+        return f"{option} {name}: {reason}"
     if fault["type"] == "extra_forbidden":
         return f"{option} {name}: unknown option; choose from: {', '.join(_names_in(location[:-1]))}"
     return (
         f"{option} {name}: {reason}"
-        if name in ("api_key", "headers", "extra_body")
+        if location[-1] in ("api_key", "headers", "extra_body")
         else f"{option} {name}={fault['input']}: {reason}"
     )
 
@@ -476,6 +481,10 @@ def _names_in(path: Sequence[str]) -> list[str]:
 
     group: Any = GemsContext
     for part in path:
+        if get_origin(group) is dict:  # by role
+            group = get_args(group)[1]
+            continue
         annotation = group.model_fields[part].annotation
-        group = next((kind for kind in get_args(annotation) if hasattr(kind, "model_fields")), annotation)
-    return list(group.model_fields)
+        kinds = () if get_origin(annotation) is dict else get_args(annotation)
+        group = next((kind for kind in kinds if hasattr(kind, "model_fields")), annotation)
+    return [name for name in group.model_fields if name != "roles"]  # which are written before a name

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage
 
 from gems.secrets import one_line
 
-__all__ = ["ABORTED", "NORMAL", "finish_reason", "is_cut_off", "is_refused", "refusal_of"]
+__all__ = ["ABORTED", "NORMAL", "finish_reason", "has_ended", "is_cut_off", "is_refused", "refusal_of"]
 
 ABORTED: Final = frozenset({"abort", "aborted", "cancel", "cancelled", "canceled"})
 """Reasons of answers that somebody stopped."""
@@ -39,6 +39,11 @@ def finish_reason(reason: object) -> str | None:
 def is_cut_off(message: AIMessage) -> bool:
     """Whether a length limit ended an answer, rather than the model."""
     return any(finish_reason(reason) == "length" for reason in _reasons(message))
+
+
+def has_ended(message: AIMessage) -> bool:
+    """Whether the server says that the model ended its answer by itself."""
+    return any(finish_reason(reason) == "stop" for reason in _reasons(message))
 
 
 def is_refused(message: AIMessage) -> bool:

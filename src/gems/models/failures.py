@@ -22,7 +22,7 @@ from gems.errors import (
     meant_status,
 )
 from gems.models.image_refusals import says_no_images
-from gems.models.servers.addresses import advice_on_certificates, advice_on_proxies
+from gems.models.servers.addresses import PROXY_HINT, advice_on_certificates, advice_on_proxies, advice_on_schemes
 from gems.models.servers.bodies import is_page
 from gems.models.servers.error_texts import error_message, json_of_error, says_refusal, text_of, words_of
 from gems.models.servers.stated_waits import retry_after, wait_in
@@ -192,8 +192,9 @@ def is_passing(error: BaseException) -> bool:
 
 def _advice_on_connections(error: BaseException) -> str:
     """What to do about a connection that no other try would make either; else empty."""
+    is_sent = may_be_charged(error)
     for cause in causes_of(error):
-        if advice := advice_on_certificates(str(cause)) or advice_on_proxies(cause):
+        if advice := advice_on_certificates(str(cause), is_sent=is_sent) or advice_on_proxies(cause):
             # Amazon's client does not heed the variable of all others.
             is_amazon_s = type(cause).__module__.startswith("botocore")
             return advice.replace("SSL_CERT_FILE", "AWS_CA_BUNDLE") if is_amazon_s else advice
@@ -320,6 +321,11 @@ def advice_for(error: BaseException) -> str:
         return "; it reads no images: give a verifier that sees images (--verifier; of gems eval, --judge too)"
     if lacks_memory(reason_of(error)):
         return _SPARE_MEMORY
+    contents = (text_of(_content_of(cause) or b"")[:2000] for cause in causes_of(error))
+    if advice := advice_on_schemes(" ".join([reason_of(error), *contents])):  # of a page, nothing is a reason
+        return advice
+    if status_of(error) == 407:
+        return PROXY_HINT
     if any(map(_is_page, causes_of(error))):
         return _OF_GATEWAYS.get(status_of(error) or 0, "")
     return _advice_on_connections(error)
@@ -341,11 +347,17 @@ _OF_GATEWAYS: Final = {
 
 
 def _is_page(error: BaseException) -> bool:
+    content = _content_of(error)
+    return "<html" in str(error).lower() if content is None else is_page(content)
+
+
+def _content_of(error: BaseException) -> bytes | None:
+    """The answer that an exception carries, as it came; None if it carries none."""
     try:
         content = getattr(getattr(error, "response", None), "content", None)
     except Exception:  # httpx: the answer was streamed, and nobody has read it
-        return False
-    return is_page(content) if isinstance(content, bytes) else "<html" in str(error).lower()
+        return b""
+    return content if isinstance(content, bytes) else None
 
 
 def is_of_account(error: BaseException) -> bool:

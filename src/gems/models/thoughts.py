@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from langchain_core.messages import AIMessage
 
+from gems.models.endings import has_ended
 from gems.models.lenient import json_values, prose_after, prose_around
 
 __all__ = ["answer_text", "answered_objects", "drafts_in", "reasoning_of", "thinks_on", "words_after", "words_around"]
@@ -40,17 +41,37 @@ def reasoning_of(message: AIMessage) -> str:
     return reasoning or str(message.additional_kwargs.get("reasoning_content") or "").strip()
 
 
-def drafts_in(message: AIMessage) -> tuple[str, str]:
+def drafts_in(message: AIMessage) -> tuple[str, ...]:
     """What the model thought, in which JSON is a draft: in the text of an answer, and as its provider returns it."""
+    return tuple(_said_in(thought) or thought for thought in _thoughts_in(message))
+
+
+def thinks_on(message: AIMessage) -> bool:
+    """Whether an answer is nothing but a thought that goes on after the JSON in it: so that may be a draft."""
+    is_ended = has_ended(message)
+    return not answer_text(message).strip() and any(_goes_on(part, is_ended) for part in _thoughts_in(message))
+
+
+def _thoughts_in(message: AIMessage) -> tuple[str, str]:
     text = str(message.text)
     thought = _first_turn(text, _TURN_ENDS) if answer_text(message) != text else ""
     return thought, reasoning_of(message)
 
 
-def thinks_on(message: AIMessage) -> bool:
-    """Whether an answer is nothing but a thought that goes on after the JSON in it: so that may be a draft."""
-    ends = (prose_after(_END.sub("", _THOUGHT_ENDS.sub("", draft))) for draft in drafts_in(message))
-    return not answer_text(message).strip() and any(re.search(r"\w", end) for end in ends)
+def _said_in(thought: str) -> str:
+    """The answer behind a thought, where a server puts both into one; empty if there is no JSON."""
+    _, *parts = _THOUGHT_ENDS.split(thought)
+    return parts[-1] if parts and json_values(parts[-1]) else ""
+
+
+def _goes_on(thought: str, is_ended: bool) -> bool:
+    """Whether a thought goes on after its JSON; what closes an answer that has ended is a whole sentence."""
+    words = prose_after(_END.sub("", _THOUGHT_ENDS.sub("", thought)))
+    is_closed = is_ended and _SENTENCE_ENDS.search(words)
+    return not (_said_in(thought) or is_closed) and bool(re.search(r"\w", words))
+
+
+_SENTENCE_ENDS: Final = re.compile(r"[^\w\s,;:(\[–—-]\s*\Z")
 
 
 def _without_thoughts(text: str) -> str:

@@ -42,7 +42,9 @@ _OF_NO_REQUEST: Final = re.compile(
     r"|accept\b.{0,40}\b(?:terms|licen[cs]e|agreement)|on-demand throughput|access to (?:the|this) model"
     r"|\bmodels?\b[^.;]{0,60}?\b(?:deprecated|decommissioned|retired|discontinued|sunset|no longer|unavailable"
     r"|(?:does not|doesn't) exist|invalid|not (?:found|known|available|supported|valid|loaded))"
-    r"|\b(?:no such|unknown|invalid|unsupported) model\b|not work with (?:\w+ ){0,2}model\b"
+    r"|\b(?:no such|unknown|invalid|unsupported|not an? (?:valid|known|available)) model\b"
+    r"|not work with (?:\w+ ){0,2}model\b"
+    r"|\bHTTPS (?:server|port)\b|\bSSL-enabled server"
     r"|\b(?:only (?:for|in|with|from)|requires?|unsupported|invalid) (?:\w+ ){0,2}api.?version",
     re.IGNORECASE,
 )

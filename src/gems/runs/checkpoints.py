@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager
@@ -110,6 +111,13 @@ class _OwnForms(JsonPlusSerializer):
 
     def __init__(self) -> None:
         super().__init__(allowed_msgpack_modules=checkpoint_types())
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        # LangGraph asks of each error whether it is an array, of a NumPy that another thread may just be importing:
+        # an import waits for that one.
+        if "numpy" in sys.modules:
+            import numpy  # noqa: F401, ICN001
+        return super().dumps_typed(obj)
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if data[0] not in _FORMS:

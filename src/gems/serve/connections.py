@@ -23,6 +23,7 @@ _MAX_TARGET: Final = 8 * 1024
 _MAX_HEAD: Final = 32 * 1024
 """Bytes of a request's headers and trailers together, and of what the parser has not yet made sense of."""
 _MAX_HEADERS: Final = 100
+"""Headers and trailers of a request together."""
 _MAX_PIPELINED: Final = 16
 """Requests that a client may send ahead of the response to its first."""
 _MAX_DISCARDED: Final = 1024 * 1024
@@ -50,7 +51,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._max_connections, self.limit_concurrency = self.limit_concurrency, None  # checked here, not per request
         self._phase: Literal["idle", "head", "body", "response"] = "idle"
         self._since = self._last_progress = self.loop.time()
-        self._unparsed = self._head = self._discarded = self._unread = 0
+        self._unparsed = self._head = self._fields = self._discarded = self._unread = 0
         self._refusal: Response | None = None
 
     # --- size --------------------------------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class BoundedConnection(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._enter("head")
-        self._head = self._discarded = 0
+        self._head = self._fields = self._discarded = 0
 
     def on_url(self, url: bytes) -> None:
         """A part of the path and query."""
@@ -82,11 +83,16 @@ class BoundedConnection(HttpToolsProtocol):
             self._reject(414, f"path and query may have {_MAX_TARGET:,} bytes", "uri_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer after a body in chunks."""
+        """A header; or a trailer after a body in chunks, which is ignored (RFC 9110, section 6.5.1).
+
+        As a header it would go around what a proxy in front has checked: a proxy passes trailers on unread.
+        """
         self._unparsed = 0
-        super().on_header(name, value)
+        if self._phase == "head":
+            super().on_header(name, value)
+        self._fields += 1
         self._head += len(name) + len(value)
-        if self._head > _MAX_HEAD or len(self.headers) > _MAX_HEADERS:
+        if self._head > _MAX_HEAD or self._fields > _MAX_HEADERS:
             self._reject(431, f"there may be {_MAX_HEADERS} headers with {_MAX_HEAD:,} bytes", "headers_too_large")
 
     def on_headers_complete(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -683,14 +684,16 @@ def test_check_counts_the_numbers_in_the_files(folder: Path) -> None:
     ],
 )
 def test_the_large_parts_are_quantized(tmp_path: Path, kind: str, sizes: dict[str, float], expected: set[str]) -> None:
-    """The files hold a header and no weights: a million parameters for each billion."""
+    """The files hold a header and a hole for the weights: a million parameters for each billion."""
     index = {"_class_name": kind}
     for name, billions in sizes.items():
         (tmp_path / name).mkdir()
         index[name] = ["diffusers", "Model"]  # type: ignore[assignment]
-        tensor = {"weight": {"dtype": "I8", "shape": [int(billions * 1e6)], "data_offsets": [0, 0]}}
-        header = json.dumps(tensor).encode()
-        (tmp_path / name / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        size = int(billions * 1e6)
+        header = json.dumps({"weight": {"dtype": "I8", "shape": [size], "data_offsets": [0, size]}}).encode()
+        file = tmp_path / name / "model.safetensors"
+        file.write_bytes(len(header).to_bytes(8, "little") + header)
+        os.truncate(file, 8 + len(header) + size)
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     source, options = PipelineSource.parse(str(tmp_path)), GeneratorOptions(quantization="bnb-4bit")
     parameters = parameters_of(source, options)

@@ -145,6 +145,61 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, name: str, words: s
     assert "\n" not in str(caught.value)
 
 
+def header(shape: Any, end: int = 64, **fields: Any) -> bytes:
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    return json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, end], **fields}}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *map(header, ("abc", ["a"], [1.5], [True], None, 4, {}, [-4, 4], [10**30], [10**30, 10**30], [[4], [4]])),
+        *map(header, ([3, 3], [2**40, 2**40])),
+        header([4, 4], dtype="X"),
+        header([4, 4], dtype=None),
+        header([8, 8], end=256),
+        *(b'{"a":' + b"[" * 200_000, b"[" * 200_000, b"[1]", b"\xff\xfe{}", b""),
+        b'{"a": {"shape": [' + b"9" * 5000 + b"]}}",
+        b"{}",
+    ],
+    ids=lambda content: content[:110].decode("latin-1")[45:],
+)
+def test_an_odd_header_of_weights_is_told_in_one_line(folder: Path, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "odd.safetensors"
+    file.write_bytes(len(content).to_bytes(8, "little") + content + bytes(64))
+    unet = Path(shutil.copytree(folder, tmp_path / "sd")) / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(file, unet)
+    alone, configured, within = generator(file), generator(file, config=str(folder)), generator(unet.parents[1])
+    for asked in (alone.check, alone.load, configured.check, configured.load, within.check):
+        with pytest.raises(
+            BackendError, match="safetensors is no safetensors file, or it is damaged: download"
+        ) as caught:
+            asked()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_download_that_was_cut_off_is_told_with_its_file(folder: Path, checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "sd"))
+    for whole, backend in (
+        (
+            shutil.copy(checkpoint, tmp_path / "cut.safetensors"),
+            generator(tmp_path / "cut.safetensors", config=str(copy)),
+        ),
+        (copy / "vae" / "diffusion_pytorch_model.safetensors", generator(copy)),
+    ):
+        Path(whole).write_bytes(Path(whole).read_bytes()[:-100])
+        with pytest.raises(BackendError, match=f"{whole} is no safetensors file, or it is damaged: download it again"):
+            backend.check()
+
+
+@pytest.mark.parametrize("shape", [[2**63, 0], [0, 2**64 - 1]])
+def test_shapes_that_no_model_has_say_nothing_of_the_pipeline(tmp_path: Path, shape: list[int]) -> None:
+    content = header(shape, end=0)
+    (tmp_path / "odd.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    with pytest.raises(InputError, match="does not say which pipeline it is for"):
+        generator(tmp_path / "odd.safetensors").check()
+
+
 @pytest.mark.parametrize(
     "index",
     [
@@ -169,6 +224,63 @@ def test_odd_parts_of_an_index_are_none(folder: Path, tmp_path: Path, part: Any)
     with pytest.raises((BackendError, InputError)) as caught:
         generator(copy).load()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [["{}.code", "DDIMScheduler"], ["{}.code", "no such class"], ["{}.code", ""], ["code", "DDIMScheduler"], "zz"],
+    ids=["class", "no class", "empty", "beside", "letters"],
+)
+@pytest.mark.parametrize("is_file", [True, False], ids=["file", "folder"])
+def test_a_part_of_another_module_needs_trust(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_file: bool, part: Any
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / f"weights_{is_file}"))
+    code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nfrom diffusers import DDIMScheduler\n"
+    for file in (copy / "code.py", copy / "scheduler" / "code.py", tmp_path / "z.py"):
+        file.write_text(code, encoding="utf-8")
+    edit_index(copy, scheduler=[part[0].format(copy.name), part[1]] if isinstance(part, list) else part)
+    monkeypatch.syspath_prepend(tmp_path)
+    backend = generator(checkpoint, config=str(copy)) if is_file else generator(copy)
+    for asked in (backend.check, backend.load, lambda: backend.generate(REQUEST)):
+        with pytest.raises(InputError, match=r"its scheduler is of the module .* set trust_remote_code"):
+            asked()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("is_file", [True, False], ids=["file", "folder"])
+def test_a_part_of_another_module_that_is_trusted_is_loaded(
+    folder: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_file: bool
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / f"trusted_{is_file}"))
+    name = "trusted.code" if is_file else "code"
+    for file in (tmp_path / "trusted" / "code.py", copy / "scheduler" / "code.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("import diffusers\n\n\nclass Own(diffusers.DDIMScheduler):\n    pass\n", encoding="utf-8")
+    edit_index(copy, scheduler=[name, "Own"])
+    monkeypatch.syspath_prepend(tmp_path)
+    backend = (
+        generator(checkpoint, config=str(copy), trust_remote_code=True)
+        if is_file
+        else generator(copy, trust_remote_code=True)
+    )
+    with backend.replicas.borrow() as replica:
+        assert type(replica.pipeline.scheduler).__name__ == "Own"
+
+
+def test_the_safety_checker_is_of_diffusers(folder: Path, checkpoint: Path, bare: Path) -> None:
+    edit_index(bare, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    assert drawn(checkpoint, config=str(bare)) == drawn(folder)
+
+
+def test_kernels_that_a_part_of_a_pipeline_names_need_trust(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "sd"))
+    edit_index(copy, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    (copy / "safety_checker").mkdir(exist_ok=True)
+    config = {"model_type": "clip", "attn_implementation": "org/kernel@main"}
+    (copy / "safety_checker" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="names 'org/kernel@main', whose code would be downloaded and run"):
+        generator(copy).load()
 
 
 def test_a_configuration_is_for_files_alone(folder: Path) -> None:

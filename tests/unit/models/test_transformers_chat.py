@@ -287,12 +287,20 @@ def test_damaged_weights(folder: Path) -> None:
     whole = file.read_bytes()
     for torn in (whole[:-1], b"", b"\xff" * 64):
         file.write_bytes(torn)
-        with pytest.raises(BackendError, match="are damaged") as error:
+        with pytest.raises(BackendError, match=r"model\.safetensors: the weights are damaged: download it") as error:
             model(folder).check()
         fault(error)
         with pytest.raises(BackendError, match="cannot load the chat model") as error:
             model(folder).load()
         fault(error)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": []}}', "[" * 100_000])
+def test_a_damaged_index_of_weights(folder: Path, index: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(BackendError, match=r"index\.json: the weights are damaged: download it again") as error:
+        model(folder).check()
+    fault(error)
 
 
 def test_incomplete_weights(folder: Path) -> None:

@@ -104,6 +104,22 @@ def test_a_fault_that_does_not_pass_is_told_at_once_with_what_to_do(fault: Any, 
         (200, {"code": 200, "msg": "success", "data": {"taskId": "j1", "error": {"code": 0, "message": ""}}}),
         (200, {"output": {"task_id": "j1", "task_status": "PENDING"}, "request_id": "r"}),
         (200, {"task_id": "j1", "base_resp": {"status_code": 0, "status_msg": "success"}}),
+        (200, {"id": "j1", "status": "pending", "usage": {"billing_rule": "per_call", "credits_reserved": 20}}),
+        (200, {"id": "j1", "message": "Queued. Billing: 2 credits.", "input": "a bill of an insufficient balance"}),
+        (200, {"code": 1, "description": "提交成功", "result": "1320098173412546"}),
+        (200, {"code": 22, "description": "排队中，前面还有1个任务", "result": "0741798445574458"}),
+        (200, {"id": "j1", "kudos": 10.5, "message": "Your request has been queued, 12 ahead of you"}),
+        (200, {"id": "j1", "message": "Your request is taken care of"}),
+        (200, {"requestId": "abc", "message": "Task created successfully"}),
+        (200, {"request_id": "abc", "gateway_request_id": "abc"}),
+        (200, {"success": True, "message": "Request accepted", "id": "x"}),
+        (200, {"result": {"requestId": "123"}, "ok": True}),
+        (200, {"sdGenerationJob": {"generationId": "123-456", "apiCreditCost": 11}}),
+        (200, {"uuid": "3fa85f64-5717-4562-b3fc-2c963f66afa6"}),
+        (200, "3fa85f64-5717-4562-b3fc-2c963f66afa6"),
+        (200, {"message": "Workflow was started"}),
+        (200, {"message": "Job enqueued. If it fails, you will not be charged."}),
+        (200, {"message": "Your image is being generated. Check back soon.", "generationId": "x"}),
     ],
 )
 @pytest.mark.parametrize("kind", ["openai", "plain"])
@@ -124,6 +140,13 @@ def test_a_request_that_was_taken_as_a_job_counts_as_an_image_and_is_told_as_one
         {"task_id": "j1", "error": {"message": "no such model"}},
         {"task_id": "", "base_resp": {"status_code": 2013, "status_msg": "invalid params"}},
         {"error": {"message": "no such model", "type": "invalid_request_error"}},
+        {"id": "j1", "message": "You are out of credits"},
+        {"id": "j1", "message": "The task could not be created"},
+        {"success": False, "message": "余额不足", "id": "j1"},
+        {"success": False, "message": "Come back tomorrow", "id": "j1"},
+        {"code": 1102, "msg": "The credits are insufficient, please recharge"},
+        {"status": "NOT_FOUND", "message": "job not found", "id": "x"},
+        {"code": 4, "description": "任务提交失败", "result": "1320098173412546"},
     ],
 )
 def test_a_fault_counts_as_no_image(fault: Any) -> None:
@@ -163,6 +186,9 @@ BLANK = encoded(Image.new("RGBA", (32, 24)))
         (200, b"<html>Sign in</html>", "text/html"),
         in_json({"data": []}),
         in_json({"data": None, "message": "success"}),
+        in_json({"message": "Thank you"}),
+        in_json({"message": "See you soon", "usage": {"billing_rule": "per_call"}}),
+        in_json("thank you"),
         in_json({"data": [{"b64_json": BLANK}], "nsfw": True}),
         in_json({"data": [{"b64_json": BLANK}]}),
         in_json({"data": [{"url": "http://images.example.com/a.png"}]}),
@@ -211,6 +237,23 @@ def test_a_page_in_place_of_an_image_is_called_one(page: bytes, kind: str) -> No
     with answering((200, page, "text/html")) as server:
         result = draw(server.openai() if kind == "openai" else server.plain())
     assert "a page, such as one to log in" in str(result)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"Client sent an HTTP request to an HTTPS server.\n", "text/plain"),
+        (b"<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>", "text/html"),
+    ],
+)
+def test_a_server_that_speaks_tls_alone_is_told_with_the_right_scheme(body: bytes, kind: str) -> None:
+    with answering((400, body, kind)) as server:
+        assert "begin its address with https://" in str(draw(server.plain()))
+        server.address = server.address.replace("http:", "https:")
+        result = draw(server.plain())
+    assert "no TLS is spoken there: begin its address, or that of the proxy, with http://" in str(result)
+    assert isinstance(result, BackendError)
+    assert not result.retryable
 
 
 def test_chat_servers_speak_of_money_in_the_same_way() -> None:

@@ -25,7 +25,7 @@ POST = b"POST / HTTP/1.1\r\nhost: localhost\r\n"
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the body, then answers: /stream with events for ever, /large with 8 MB, /early without reading, /echo."""
+    """Reads the body, then answers: /stream with events for ever, /large with 8 MB, /early unread, /echo, /headers."""
     assert scope["type"] == "http"
     body, more = b"", scope["path"] != "/early"
     while more:
@@ -37,7 +37,10 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             await send({"type": "http.response.body", "body": b": still here\n\n", "more_body": True})
             await asyncio.sleep(0.1)
     size = 8_000_000 if scope["path"] == "/large" else 2
-    body = body if scope["path"] == "/echo" else b"k" * size
+    if scope["path"] == "/headers":
+        body = b"\n".join(b"%s: %s" % header for header in scope["headers"])
+    elif scope["path"] != "/echo":
+        body = b"k" * size
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
@@ -105,6 +108,24 @@ def test_heads_are_bounded(sent: bytes, status: int) -> None:
     with listening() as (_, connect), closing(connect()) as connection:
         connection.sendall(sent)
         assert error_of(read_all(connection))[0] == status
+
+
+@pytest.mark.parametrize("upgrade", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["plain", "upgrade"])
+@pytest.mark.parametrize(
+    "trailer",
+    [b"authorization: Bearer key", b"Host: other", b"content-type: text/plain", b"Expect: 100-continue", b"x: 1"],
+)
+def test_trailers_are_no_headers(trailer: bytes, upgrade: bytes) -> None:
+    head = b"POST /headers HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"transfer-encoding: chunked\r\n"
+    with listening() as (_, connect), closing(connect()) as connection:
+        connection.sendall(head + b"\r\n1\r\na\r\n0\r\n" + trailer + b"\r\n\r\n")
+        connection.sendall(head + b"next: 1\r\nconnection: close\r\n\r\n1\r\na\r\n0\r\n" + trailer + b"\r\n\r\n")
+        answer = read_all(connection)
+    assert answer.count(b"HTTP/1.1 200") == 2
+    assert answer.count(b"host: localhost") == 2
+    assert answer.count(b"next: 1") == 1
+    assert trailer.lower() not in answer.lower()
+    assert b"100 Continue" not in answer
 
 
 @pytest.mark.parametrize("start", [GET + b"x: ", b"GET /", POST + b"transfer-encoding: chunked\r\n\r\n1;"])

@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from typing import Any, Final
 
 import diffusers
-from safetensors import safe_open
 
 from gems.errors import BackendError
 from gems.models.devices import free_memory, pick_devices
+from gems.models.diffusers.foreign_code import refuse_foreign_code
 from gems.models.diffusers.loading import check_packages, number_type
 from gems.models.diffusers.part_sizes import cached_folder, weights_size
 from gems.models.diffusers.source import PipelineSource
+from gems.models.diffusers.weight_files import weights_in
 from gems.models.local_weights import without_questions
 from gems.models.processors import missing_backends, replaced_processors
 from gems.options import GeneratorOptions
@@ -38,6 +39,8 @@ def describe(source: PipelineSource, options: GeneratorOptions) -> str:
     """
     kind = source.pipeline_class
     check_packages(options)
+    if not source.trust_remote_code:
+        refuse_foreign_code(source.layout)
     _check_components(source.layout)
     devices = pick_devices(options.device)
     dtype = number_type(source, options, devices[0])
@@ -70,8 +73,7 @@ def _check_numbers(source: PipelineSource) -> None:
     if sum(file.stat().st_size for file in files) > _MOST_READ:
         return
     for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if tensors.get_tensor(name).float().isnan().any()]  # noqa: SIM118
+        names = [name for name, tensor in weights_in(file) if tensor.float().isnan().any()]
         if names:
             raise BackendError(
                 f"{source.path}: weights in {file.parent.name}/{file.name} are not numbers (NaN), such as {names[0]}: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,12 +13,13 @@ from gems.errors import BackendError, GemsError, InputError
 from gems.extras import how_to_install
 from gems.models.devices import pick_dtype
 from gems.models.diffusers.additions import add_to
+from gems.models.diffusers.foreign_code import refuse_foreign_code
 from gems.models.diffusers.moved_parts import restore_parts
 from gems.models.diffusers.omnigen import complete_omnigen
 from gems.models.diffusers.part_sizes import parameters_of, quantized_parts, variant_of
 from gems.models.diffusers.source import PipelineSource, local_path
 from gems.models.diffusers.weight_files import holds_all_parts
-from gems.models.local_weights import refuse_kernels, without_questions
+from gems.models.local_weights import without_questions
 from gems.models.processors import replaced_processors
 from gems.options import GeneratorOptions
 from gems.secrets import one_line
@@ -50,8 +51,8 @@ def load_pipeline(source: PipelineSource, options: GeneratorOptions, device: str
     if options.compile:
         _refuse_compiled_code()
     _refuse_pickles(source.layout)
-    if not source.is_own and not source.trust_remote_code:
-        _refuse_kernels(source.layout)
+    if not source.trust_remote_code:
+        refuse_foreign_code(source.layout)
     try:
         own: Any = source.pipeline_class if source.is_own else None
         pipeline = own.from_pretrained(source.path) if own else _of_diffusers(source, options, dtype)
@@ -189,32 +190,6 @@ def _refuse_pickles(source: PipelineSource) -> None:
                 f"{source.path}/{name} holds pickled weights only, which can run any code when they are loaded; "
                 "convert them to safetensors, or use a copy of the model in that format"
             )
-
-
-def _refuse_kernels(source: PipelineSource) -> None:
-    """Refuse parts of transformers that name repositories of code.
-
-    Raises:
-        InputError: A component's configuration does.
-    """
-    import transformers
-
-    for name, (library, kind) in source.components.items():
-        model: Any = getattr(transformers, kind, None) if library == "transformers" else None
-        if hasattr(model, "_model_mapping"):
-            reader: Any = transformers.AutoConfig
-        elif isinstance(model, type) and issubclass(model, transformers.PreTrainedModel):
-            reader = getattr(model, "config_class", None)
-        else:  # no model; or one whose library is missing, which cannot be loaded either
-            continue
-        config = None
-        # Loading the weights reads it in the same way, and says what is wrong with it.
-        with suppress(Exception), without_questions():
-            config = reader.from_pretrained(
-                source.path, subfolder=name, revision=source.commit, local_files_only=not source.may_download
-            )
-        if config is not None:
-            refuse_kernels(config, f"{source.path}/{name}")
 
 
 def _quantized(source: PipelineSource, options: GeneratorOptions, dtype: torch.dtype) -> dict[str, Any]:

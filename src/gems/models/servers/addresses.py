@@ -14,7 +14,15 @@ from pydantic import SecretStr
 from gems.errors import InputError
 from gems.secrets import is_secret_name, remember_secret
 
-__all__ = ["INVALID_PROXY", "PROXY_HINT", "advice_on_certificates", "advice_on_proxies", "checked_url", "own_address"]
+__all__ = [
+    "INVALID_PROXY",
+    "PROXY_HINT",
+    "advice_on_certificates",
+    "advice_on_proxies",
+    "advice_on_schemes",
+    "checked_url",
+    "own_address",
+]
 
 INVALID_PROXY: Final = (
     "the address of a proxy, or of a host without one, cannot be read; in a password, "
@@ -26,10 +34,22 @@ PROXY_HINT: Final = "; that is the proxy's answer: set HTTPS_PROXY or HTTP_PROXY
 _REFUSAL_OF_PROXY: Final = re.compile(r"4(?!08|25|29)\d\d\b")
 
 _CERTIFICATES: Final = {
+    "certificate is not valid for|hostname '[^']*' doesn't match": (
+        "; its certificate is of another name: write that name in the address"
+    ),
+    "certificate has expired|certificate is not yet valid": "; renew it there, or set the clock of this machine",
     "CERTIFICATE_VERIFY_FAILED": "; name the file of the authority that you trust in SSL_CERT_FILE",
     "ALERT_CERTIFICATE_REQUIRED": "; it wants a certificate of its clients: ask it through a proxy that has one",
 }
-"""What to do about a connection that was refused for a certificate, by what its error says."""
+"""What to do about a connection that was refused for a certificate, by patterns of what its error says."""
+_NO_TLS: Final = re.compile(r"WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|SSL: HTTP_REQUEST")
+"""How OpenSSL says that what answers speaks no TLS."""
+_ONLY_TLS: Final = re.compile(
+    r"plain HTTP request was sent to (?:an? )?(?:HTTPS|TLS|SSL)|sent an HTTP request to an HTTPS server"
+    r"|speaking plain HTTP to an SSL-enabled server",
+    re.I,
+)
+"""How nginx, Go and Apache say that they speak nothing else."""
 
 _NAMES_OF_KEYS: Final = re.compile(r"code|sig|signature|[as]k|app_?id|user|login|pass(?:code)?|license", re.I)
 """Names of parameters that hold a key, beside those that say so."""
@@ -38,9 +58,21 @@ _THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1", "0.0.0.0"})  
 """Names that a server on this machine gives itself."""
 
 
-def advice_on_certificates(reason: str) -> str:
-    """What to do if a certificate is missing, and asking again is of no use; else empty."""
-    return next((advice for name, advice in _CERTIFICATES.items() if name in reason), "")
+def advice_on_certificates(reason: str, *, is_sent: bool) -> str:
+    """What to do if a certificate is missing or wrong, or no TLS is spoken, which no other try mends; else empty.
+
+    Args:
+        reason: An error of a connection.
+        is_sent: Whether the request had been sent: then TLS was spoken, before something else was.
+    """
+    if _NO_TLS.search(reason) and not is_sent:
+        return "; no TLS is spoken there: begin its address, or that of the proxy, with http://"
+    return next((advice for pattern, advice in _CERTIFICATES.items() if re.search(pattern, reason)), "")
+
+
+def advice_on_schemes(answer: str) -> str:
+    """What to do if a server says that it has got plain HTTP where it speaks TLS; else empty."""
+    return "; begin its address with https://" if _ONLY_TLS.search(answer) else ""
 
 
 def advice_on_proxies(error: BaseException) -> str:

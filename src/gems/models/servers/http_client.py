@@ -42,11 +42,12 @@ from gems.models.servers.addresses import (
     PROXY_HINT,
     advice_on_certificates,
     advice_on_proxies,
+    advice_on_schemes,
     checked_url,
     own_address,
 )
 from gems.models.servers.bodies import ACCEPTED, check_size, is_image_file, is_page, is_text, read_body, without_base64
-from gems.models.servers.error_texts import error_message, is_refusal, json_of_error
+from gems.models.servers.error_texts import error_message, is_refusal, json_of_error, text_of
 from gems.models.servers.image_files import decode_image
 from gems.models.servers.retries import PassingError, charged, try_until
 from gems.models.servers.sockets import keep_what_arrives
@@ -248,7 +249,7 @@ class ServerClient:
                 fault = f"{self._host} answers, and may charge, but its answer is no valid HTTP ({_words_of(error)})"
                 with charged():
                     raise BackendError(f"{self.title}: {fault}", retryable=False) from None
-            advice = advice_on_certificates(str(error)) or advice_on_proxies(error)
+            advice = advice_on_certificates(str(error), is_sent=is_sent) or advice_on_proxies(error)
             if advice and not has_begun:
                 fault = f"{self.title}: {self._host}: {one_line(error)}{advice}"
                 raise BackendError(fault, retryable=False) from None
@@ -306,7 +307,7 @@ class ServerClient:
             raise BackendError(fault, retryable=False)
         if is_refusal(body):
             raise ContentRefusedError(f"{self.title}: {self._host} refuses to draw this{reason}")
-        hint = advice_on(true_status, reason)
+        hint = advice_on_schemes(text_of(body[:2000])) or advice_on(true_status, reason)
         if status == 403 and not isinstance(json_of_error(body), Mapping):  # a page, such as a firewall's
             hint += _OWN_ADDRESS
         kind = RejectedError if status in _REJECTIONS else BackendError

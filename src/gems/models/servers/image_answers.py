@@ -119,12 +119,33 @@ _IN_BACKGROUND: Final = re.compile(
     re.I,
 )
 """How a server says that it has taken a request as a job."""
+_ACCEPTANCES: Final = re.compile(
+    r"\b(?:(?:en)?queued|in (?:the |our )?queue|submitted|started|created|accepted|received|scheduled|processing"
+    r"|in progress|generating|being \w+ed|being drawn|success\w*)\b|成功|排队|已提交|已接收|处理中|生成中",
+    re.I,
+)
+"""The same in a sentence."""
 _FAILURES: Final = re.compile(r"fail|error|cancel|reject|denied|expired|abort|invalid", re.I)
 """How it says that nothing comes of it."""
+_FAULTS: Final = re.compile(
+    rf"{_FAILURES.pattern}|\b(?:no|not|never|cannot|unable|must|missing|require[sd]?|unknown|unsupported|exceed(?:s|ed)?"
+    r"|insufficient|forbidden|unauthori[sz]ed|refuse[sd]?|wrong|bad|too|blocked|disabled|limit(?:s|ed)?)\b|n['’]t\b"
+    r"|[不未]|失败|错误|无效|异常|超出|缺少|禁止|拒绝",
+    re.I,
+)
+"""The same in a sentence."""
+_FAULTLESS: Final = re.compile(r"\b(?:no|without(?: any)?|0) (?:error|failure|problem)s?\b", re.I)
 _JOB_NAMES: Final = frozenset(
     {"task_id", "job_id", "prompt_id", "status_url", "polling_url", "response_url", "fetch_result", "eta"}
 )
 """Names in an answer about an image that is drawn later."""
+_ID_NAMES: Final = (
+    *("id", "uuid", "generation_id", "prediction_id", "inference_id", "workflow_id", "execution_id", "run_id"),
+    *("process_id", "image_id"),
+)
+"""Names of what a server may be asked for later, or of a number that any answer has."""
+_NUMBER: Final = re.compile(r"(?=\S*\d)[\w-]+")
+"""Matches an id that is a whole answer."""
 _STATES: Final = ("status", "state", "task_status", "job_status")
 _FRAMES: Final = ("data", "output", "result", "response", "task", "job")
 """Names under which servers put what they say of a job."""
@@ -245,8 +266,9 @@ class JsonImages(RemoteGenerator):
         errors = list(_errors_in(answer))
         kinds = " ".join([*map(kind_of_error, errors), reason if " " not in reason else ""])
         status = next(filter(None, map(status_of_error, errors)), None)
-        may_pass = not (is_unpaid(reason) or is_unpaid(body[:4000].decode("utf-8", "replace")))
-        is_job = not status and may_pass and _is_job(answer, reason)
+        is_fault = bool(status) or _says_fault(answer, reason)
+        is_job = not is_fault and _is_job(answer, reason)
+        may_pass = is_job or not (is_unpaid(reason) or is_unpaid(f"{reason} {kinds}"))  # a job may tell of its price
         if may_pass and not is_job and (is_busy(reason) or (not status and is_busy_kind(kinds))):
             return PassingError(message)
         words = f"{_QUOTES.sub('', reason)} {kinds}".strip()
@@ -258,7 +280,7 @@ class JsonImages(RemoteGenerator):
             message += " (it draws in the background: give an address that answers with the image)"
         error = BackendError(f"{message}{advice_on(true_status, words)}", retryable=False)
         # Where no fault is told, whatever was done may be charged.
-        error.may_cost = is_job or not fault or bool(_SUCCESS.fullmatch(fault))
+        error.may_cost = not fault or not (is_fault or true_status == 402)
         return error
 
     async def _download(self, address: str, deadline: float) -> Image.Image:
@@ -292,19 +314,49 @@ def _errors_in(answer: object, depth: int = _DEPTH) -> Iterator[Mapping[str, Any
         yield fields | ({"code": fields.get("code") or word} if isinstance(word, str) and " " not in word else {})
 
 
-def _is_job(answer: object, reason: str) -> bool:
-    """Whether a server says that it has taken the request, and draws later; ``reason`` is what it says at all."""
-    fields = _fields(answer)
-    parts = [fields, *(_fields(fields.get(name)) for name in _FRAMES)]
-    states = [str(part.get(name)) for part in parts for name in _STATES]
-    if any(map(_FAILURES.search, states)) or any(
+def _says_fault(answer: object, reason: str) -> bool:
+    """Whether a server says that nothing comes of the request; ``reason`` is what it says at all."""
+    parts = _parts(answer)
+    if any(map(_FAILURES.search, _states(parts))) or any(
         _says_error(part.get(name)) for part in parts for name in _ERROR_NAMES
     ):
-        return False
-    if any(part.get(name) for part in parts for name in _JOB_NAMES) or any(map(_IN_BACKGROUND.fullmatch, states)):
         return True
-    says_nothing = not reason or is_busy(reason) or _SUCCESS.fullmatch(reason)  # any answer may have a number
-    return bool(_IN_BACKGROUND.fullmatch(reason) or (says_nothing and any(part.get("id") for part in parts)))
+    if any(part.get(name) is False for part in parts for name in ("success", "ok")):
+        return True
+    words = _FAULTLESS.sub("", _QUOTES.sub("", reason))
+    beginning = _SENTENCE_ENDS.split(words.strip(), maxsplit=1)[0]  # then, some say what to do if it fails later
+    is_taken = _ACCEPTANCES.search(beginning) and not _FAULTS.search(beginning)
+    return not is_taken and bool(_FAULTS.search(words) or is_unpaid(words)) and not is_busy(reason)
+
+
+_SENTENCE_ENDS: Final = re.compile(r"[.!;](?:\s|\Z)|[。！；]")
+
+
+def _is_job(answer: object, reason: str) -> bool:
+    """Whether a server that tells of no fault has taken the request, and draws later, by all that it says."""
+    parts = _parts(answer)
+    if any(part.get(name) for part in parts for name in (*_JOB_NAMES, *_ID_NAMES)):
+        return True
+    has_number = _NUMBER.fullmatch(reason) if isinstance(answer, str) else _is_of_request(parts)
+    in_background = any(map(_IN_BACKGROUND.fullmatch, (*_states(parts), reason)))
+    return bool(has_number) or in_background or bool(_ACCEPTANCES.search(reason) and not _SUCCESS.fullmatch(reason))
+
+
+def _is_of_request(parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether there is the number of a request, and no list for images, beside which many servers give one."""
+    has_list = any(isinstance(part.get(name), list) for part in parts for name in _SOURCES)
+    return not has_list and any(part.get("request_id") for part in parts)
+
+
+def _parts(answer: object) -> list[dict[str, Any]]:
+    """An answer, and what it holds of a job."""
+    fields = _fields(answer)
+    frames = (value for name, value in fields.items() if name in _FRAMES or name.endswith("_job"))
+    return [fields, *map(_fields, frames)]
+
+
+def _states(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [str(part.get(name)) for part in parts for name in _STATES]
 
 
 def _fields(answer: object) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class _LenientChat(BaseChatOpenAI):
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             reason = f" ({one_line(cause)})" if cause is not error else ""
-            if advice := advice_on_certificates(reason) or advice_on_proxies(cause):
+            if advice := advice_on_certificates(reason, is_sent=may_be_charged(error)) or advice_on_proxies(cause):
                 raise BackendError(f"{self._address}{reason}{advice}", retryable=False) from None
             # A server that cannot be reached costs nothing, whichever proxy was asked for it; an answer that was lost
             # on its way, at whichever try, may be paid.

@@ -115,8 +115,8 @@ class ChatSource:
             files = _weights(folder)
             if files and (self.folder or all(file.is_file() for file in files)):
                 return sum(map(_parameters, files))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise BackendError(f"the weights of {self.path} are damaged: {_line(error)}", retryable=False) from error
+        except OSError as error:
+            raise BackendError(f"cannot read the weights of {self.path}: {_line(error)}", retryable=False) from error
         if self.folder:
             raise BackendError(
                 f"{self.path} contains no .safetensors file; pickled weights can run any code and are not loaded",
@@ -135,12 +135,22 @@ def _weights(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return list(folder.glob("*.safetensors"))
-    return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    try:
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(index) from error
 
 
 def _parameters(file: Path) -> int:
-    with safe_open(file, "pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    try:
+        with safe_open(file, "pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: Path) -> BackendError:
+    return BackendError(f"{file}: the weights are damaged: download it again", retryable=False)
 
 
 def describe(source: ChatSource, options: ChatOptions) -> str:
