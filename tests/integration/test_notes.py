@@ -166,3 +166,13 @@ def test_what_must_not_be_there_is_not_named_to_the_image_model_where_only_a_bac
     assert answers["Is the image free of people?"] == "yes"
     assert "not drawn: at sunset (there is one background, the sea)" in record["notes"]
     assert any("they draw one background, and it is the sea" in note for note in record["notes"])
+
+
+def test_what_is_painted_in_a_background_is_neither_named_nor_passed_for_left_out(tmp_path: Path) -> None:
+    options = ("--generator", "open", "--mllm", "open", "--seed", 3, "--no-memory", "--json", "--out", tmp_path)
+    stars = json.loads(gems("generate", "a snowman at night, no stars", *options, home=tmp_path / "home").stdout)
+    assert stars["outcome"] == "stalled"
+    assert "stars stay: they are painted in night" in stars["notes"][-1]
+    assert all("stars" not in attempt["prompt"] for attempt in stars["attempts"])
+    trees = json.loads(gems("generate", "a dog without trees", *options, home=tmp_path / "home").stdout)
+    assert all("on a plain background" in attempt["prompt"] for attempt in trees["attempts"])
