@@ -1,4 +1,4 @@
-# make demo            sets everything up and draws "three blue cars to the left of a striped elephant"
+# make demo            sets everything up and draws "three blue cars behind a striped elephant"
 # make test            sets everything up, lints, type-checks and runs every test
 # make check           lints, type-checks and runs the quick tests: feedback in less than two minutes
 # make docs            builds the documentation into docs/_build/html, with warnings as errors
@@ -8,7 +8,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 RELEASE_PYTHON ?= $(PYTHON)
-PROMPT ?= three blue cars to the left of a striped elephant
+PROMPT ?= three blue cars behind a striped elephant
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -38,7 +38,7 @@ $(LISTING): FORCE
 	@echo "$(FILES)" | cmp -s - $@ || echo "$(FILES)" > $@
 
 demo: $(READY)
-	$(BIN)/gems generate "$(PROMPT)" --seed 6 --out gems-out || [ $$? -eq 1 ]
+	$(BIN)/gems generate "$(PROMPT)" --seed 9 --out gems-out || [ $$? -eq 1 ]
 
 style: $(READY)
 	$(BIN)/ruff format --check $(SOURCES)
