@@ -294,6 +294,7 @@ def test_webdataset_reads_the_shards(finished: Path, tmp_path: Path) -> None:
         "folder": str(tmp_path / "w"),
         "examples": len(solved),
         "skipped": FINISHED + 1 - len(solved),
+        "unverified": 0,
     }
     assert raw.keys() == solved
     for i in random.Random(1).sample(sorted(solved), 5):

@@ -59,7 +59,7 @@ def test_a_day_ends_for_a_key_that_cancels_each_run_during_a_call(daily: str, tm
             client.post(f"/v1/runs/{run}/cancel")
             served.wait_for(run, key=client.headers["authorization"].removeprefix("Bearer "))
         assert answer.status_code == 429, answer.text
-        assert "has used its" in answer.json()["error"]["message"]
+        assert "this key has used " in answer.json()["error"]["message"]
     assert 1 <= runs < 12
     spent = _spent(tmp_path)
     assert spent["calls"] == chat.asked

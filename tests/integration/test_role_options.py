@@ -117,7 +117,7 @@ def test_the_command_line_gives_a_role_its_options(chat_server: str, tmp_path: P
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("verifier.colour=red", "--chat-option colour: unknown option; choose from: base_url"),
+        ("verifier.colour=red", "--chat-option verifier.colour: unknown option; choose from: base_url"),
         ("judge.timeout=3", "--chat-option judge: unknown option; choose from: planner, decomposer"),
         ("headers=X-Team", "--chat-option headers: give a JSON object"),
     ],
