@@ -197,10 +197,7 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
     What must not be there is not named, as the generator draws what it reads, and a background is always. To name a
     place or an arrangement, the model imagines a scene that fits the wish and describes it.
     """
-    background = wish.background or _setting(wish)
-    if not wish.background and any(has_scenery(background, thing) for thing in wish.absent):
-        background = "plain"
-    wish = replace(wish, background=background, absent=())
+    wish = replace(wish, background=wish.background or _setting(wish), absent=())
     if not elements or "plain" in elements or not wish.groups:
         return terse(wish)
     score = _room if "room" in elements else _naturalness
@@ -222,7 +219,13 @@ def _draft(wish: Wish, elements: set[str], rng: np.random.Generator) -> str:
 
 
 def _setting(wish: Wish) -> str:
-    """The background where such things are mostly seen, for a wish that names none."""
+    """The background for a wish that names none: a usual one, unless it shows what must not be there."""
+    usual = _usual_setting(wish)
+    return "plain" if any(has_scenery(usual, thing) for thing in wish.absent) else usual
+
+
+def _usual_setting(wish: Wish) -> str:
+    """The background where such things are mostly seen."""
     kinds = {THINGS[group.thing].kind for group in wish.groups}
     homes = {THINGS[group.thing].home for group in wish.groups}
     own = [_SETTINGS[name] for group in wish.groups if (name := THINGS[group.thing].name) in _SETTINGS]

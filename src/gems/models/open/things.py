@@ -1,7 +1,8 @@
-"""What the open models know: some 800 things that can be drawn, and what can be said of them.
+"""What the open models know: almost 900 things that can be drawn, and what can be said of them.
 
-A thing is a Twemoji drawing with an English name. Its index in ``THINGS`` is its class in every open model. What people
-call it, in any language, is in the tables beside ``things.txt``; see ``gems.models.open.phrasebook``.
+A thing is a drawing, of Twemoji or of our own, with an English name. Its index in ``THINGS`` is its class in every
+open model. What people call it, in any language, is in the tables beside ``things.txt``;
+see ``gems.models.open.phrasebook``.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Home = Literal["ground", "air", "water", "sky"]
 
 
 class Thing(NamedTuple):
-    """One drawing: its name, code point, kind ("animal"), home, its size if a chair has 1, and if training saw it."""
+    """A drawing: its name, code point or file, kind ("animal"), home, size if a chair has 1, and if training saw it."""
 
     name: str
     twemoji: str
